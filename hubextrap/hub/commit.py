@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from hubextrap._version import __version__
 from hubextrap.errors import PushError
 from hubextrap.foreign_text import own_lines
+from hubextrap.hub.earlier import left_by_earlier
 from hubextrap.hub.outgoing import Changes
 from hubextrap.hub.push_errors import is_conflict, push_errors
 from hubextrap.hub.side_files import belongs_to_model, is_utf8
@@ -68,7 +69,8 @@ def commit_files(
     """Make ``files`` the model that ``target`` holds, in one commit.
 
     Weights, configuration, tokenizer and chat templates of an older model at the revision's root go in the
-    same commit; any other file there stays. Where nothing would change, nothing is committed.
+    same commit, as does whatever an earlier prediction brought; any other file there stays. Where nothing
+    would change, nothing is committed.
 
     Args:
         message: the commit's title, unless the target has its own.
@@ -83,13 +85,14 @@ def commit_files(
     if not state.exists:
         state = create_repo(target)
     with push_errors(target.name), without_client_bars():
-        changes = Changes.between(files, state.files, whole_model=whole_model)
+        earlier = left_by_earlier(target, state, {file.path for file in files}) if whole_model else None
+        changes = Changes.between(files, state.files, earlier)
         for file in changes.added:
             if file.path == "README.md":
                 with file.operation.as_file() as content:
                     check_card(target, content.read())
         upload(target, state, changes.added, progress)
-        return _Committer(target, files, target.message or message, whole_model, progress).run(state)
+        return _Committer(target, files, target.message or message, earlier, progress).run(state)
 
 
 def landed(
@@ -101,7 +104,8 @@ def landed(
         PushError: the Hub does not say.
     """
     with push_errors(target.name):
-        return _Committer(target, files, "", True, SilentProgress())._landed(before, now, ())
+        earlier: dict[str, HubFile] = {}  # what it left is gone, if the commit was made
+        return _Committer(target, files, "", earlier, SilentProgress())._landed(before, now, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,8 @@ class _Committer:
     target: PushTarget
     files: Sequence[OutgoingFile]
     message: str
-    whole_model: bool
+    earlier: Mapping[str, HubFile] | None
+    """See `Changes.between`."""
     progress: Progress
     api: HfApi = field(default_factory=hub_api)
 
@@ -152,7 +157,7 @@ class _Committer:
             raise
 
     def _changes(self, there: Mapping[str, HubFile]) -> Changes:
-        return Changes.between(self.files, there, whole_model=self.whole_model)
+        return Changes.between(self.files, there, self.earlier)
 
     def _send(self, state: RemoteState, changes: Changes) -> CommitInfo:
         from huggingface_hub import CommitOperationDelete

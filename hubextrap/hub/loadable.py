@@ -10,6 +10,7 @@ import re
 from pathlib import PurePosixPath
 
 from hubextrap.foreign_data import parse_json
+from hubextrap.hub.left_behind import is_code
 from hubextrap.hub.side_files import is_legal_file, is_side_file, is_weight_file
 from hubextrap.tensors.configuration import leads_of
 from hubextrap.tensors.weights import PICKLE_SUFFIXES
@@ -24,12 +25,6 @@ _BOOKKEEPING = frozenset((".gitattributes", ".gitignore", ".gitkeep", ".DS_Store
 _DOWNLOADS = re.compile(r"\.cache/huggingface/(?:CACHEDIR\.TAG|\.gitignore|[^.].*\.(?:metadata|lock))")
 _LOADED_JSON = re.compile(r"(?:.*\.index(?:\..*)?|.*config.*|adapter.*|model.*|modules)\.json", re.IGNORECASE)
 _EVENTS = "events.out.tfevents"
-_CODE = frozenset((".py", ".pyc", ".pyo", ".pyd", ".pyw", ".pyx", ".so", ".dll", ".dylib", ".ipynb", ".sh"))
-
-
-def is_code(file: str) -> bool:
-    """Whether ``file`` is a program, by its name."""
-    return PurePosixPath(file).suffix.lower() in _CODE
 
 
 def is_harmless(file: str) -> bool:

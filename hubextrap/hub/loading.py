@@ -19,6 +19,11 @@ CAUSAL_LM = "AutoModelForCausalLM"
 _LANGUAGE_MODEL = re.compile(r"\w+ForCausalLM|\w+(?<!With)LMHeadModel")
 _UNKNOWN_TO_AUTO = "Mistral4ForCausalLM"
 """A language model that AutoModelForCausalLM does not have."""
+_OF_TOKENS = re.compile(
+    r"(?!\w*Audio|Hubert|SEW|UniSpeech|Wav)\w+(ForSequenceClassification|ForTokenClassification)"
+)
+"""Reward models, of outcomes and of steps; what classifies sounds is called alike, and no such Auto class
+has it."""
 _PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 _PLACE = re.compile(r'from_pretrained\((model, )?"(?:[^"\\]|\\.)*"(?:, revision="(?:[^"\\]|\\.)*")?')
 _BASE = "path/to/its/base"
@@ -35,7 +40,8 @@ def loading_snippet(side_files: Mapping[str, bytes], reference: str, base: str |
     """
     if "adapter_config.json" in side_files:
         return _adapter_snippet(side_files, reference, base)
-    model = model_class(parse_json(side_files.get("config.json", b"{}"), "config.json"))
+    config = parse_json(side_files.get("config.json", b"{}"), "config.json")
+    model = model_class(config, images=_for_images(side_files))
     kind, name = ("AutoTokenizer", "tokenizer")
     if any(file in side_files for file in _PROCESSORS):
         kind, name = ("AutoProcessor", "processor")
@@ -82,11 +88,21 @@ def placed_at(snippet: str, reference: str, revision: str) -> str:
     return _PLACE.sub(lambda match: f"from_pretrained({match[1] or ''}{json.dumps(reference)}{at}", snippet)
 
 
-def model_class(config: Mapping[str, Any]) -> str:
+def _for_images(side_files: Mapping[str, bytes]) -> bool:
+    """Whether what prepares a model's inputs prepares images or videos, and nothing else beside text."""
+    if "video_preprocessor_config.json" in side_files:
+        return True
+    return b"image_processor_type" in side_files.get("preprocessor_config.json", b"")
+
+
+def model_class(config: Mapping[str, Any], *, images: bool = False) -> str:
     """The class of transformers that loads a model of this configuration with all of its weights.
 
     An Auto class where one is sure to lead to the architecture that the configuration names, else that
     architecture itself; for code of the model's own, the Auto class that the configuration gives it.
+
+    Args:
+        images: the files beside it say that it takes images, whatever the configuration says.
     """
     named, own = config.get("architectures"), config.get("auto_map")
     architecture = next(iter(_names(named)), None) if isinstance(named, list) else None
@@ -94,11 +110,15 @@ def model_class(config: Mapping[str, Any]) -> str:
         return next((name for name in classes if str(own[name]).endswith(f".{architecture}")), classes[0])
     sees = any("vision" in key or "image" in key for key in config)
     if architecture is None:
-        return "AutoModelForImageTextToText" if sees else CAUSAL_LM
+        return "AutoModelForImageTextToText" if sees or images else CAUSAL_LM
     if _LANGUAGE_MODEL.fullmatch(architecture) and architecture != _UNKNOWN_TO_AUTO:
         return CAUSAL_LM
-    if architecture.endswith("ForConditionalGeneration") and sees:
+    if architecture.endswith("ForConditionalGeneration") and (
+        sees or (images and "Omni" not in architecture)
+    ):
         return "AutoModelForImageTextToText"
+    if found := _OF_TOKENS.fullmatch(architecture):
+        return f"AutoModel{found[1]}"
     return architecture
 
 

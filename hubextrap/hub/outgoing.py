@@ -73,19 +73,36 @@ class Changes:
 
     @classmethod
     def between(
-        cls, files: Sequence[OutgoingFile], there: Mapping[str, HubFile], *, whole_model: bool = True
+        cls,
+        files: Sequence[OutgoingFile],
+        there: Mapping[str, HubFile],
+        earlier: Mapping[str, HubFile] | None = None,
     ) -> Changes:
+        """
+        Args:
+            earlier: what an earlier prediction left, if ``files`` are a whole model; None where they are not,
+                and nothing goes.
+        """
+        ours = {file.path for file in files}
         return cls(
             added=tuple(file for file in files if not file.same_as(there.get(file.path))),
-            deleted=stale_files({file.path for file in files}, there) if whole_model else (),
+            deleted=() if earlier is None else stale_files(ours, there, earlier),
         )
 
     def __bool__(self) -> bool:
         return bool(self.added or self.deleted)
 
 
-def stale_files(ours: Collection[str], there: Collection[str]) -> tuple[str, ...]:
-    """What of ``there`` is an older model's when the model that consists of ``ours`` comes. Paths, sorted."""
+def stale_files(
+    ours: Collection[str], there: Mapping[str, HubFile], earlier: Mapping[str, HubFile]
+) -> tuple[str, ...]:
+    """What of ``there`` is an older model's when the model that consists of ``ours`` comes. Paths, sorted.
+
+    Args:
+        earlier: what a prediction that was there had of its own; it goes where nobody has changed it since.
+    """
     return tuple(
-        path for path in sorted(there) if path not in ours and (is_mixed_in(path) or is_score_file(path))
+        path
+        for path, file in sorted(there.items())
+        if path not in ours and (is_mixed_in(path) or is_score_file(path) or earlier.get(path) == file)
     )

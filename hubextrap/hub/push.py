@@ -42,8 +42,9 @@ def push_folder(
     """Push every file of ``folder`` (hidden ones excepted) as one commit.
 
     The repo and the branch are created where they are not there; weights, configuration, tokenizer and chat
-    templates of an older model at that revision go in the same commit. Where ``hubextrap.json`` is among the
-    files, the weights must be the ones that it describes, and the card's snippet is made to load the target.
+    templates of an older model at that revision, and all that an earlier prediction brought, go in the same
+    commit. Where ``hubextrap.json`` is among the files, the weights must be the ones that it describes, and
+    the card's snippet is made to load the target.
 
     Raises:
         PushError: the folder holds no whole model, or the Hub did not take it; nothing was committed then.

@@ -1,9 +1,8 @@
-"""What a model needs beside its weights: configuration, tokenizer, chat templates, licence.
+"""What a model needs beside its weights: configuration, tokenizer, chat templates, licence and more.
 
-They come from the last checkpoint: what loaders look for by its name, and what these files themselves name.
-Weights and training state never do, and model code (``*.py``) only when a configuration refers to it
-(``auto_map``); it is copied, never run. Whatever else lies there stays there, as it may be anything, and is
-told of.
+They come from the last checkpoint: all that lies in its folder, but for what `left_behind` knows to be
+weights, a trainer's state, figures of that checkpoint, junk, programs or secrets. Model code (``*.py``) comes
+along only when a configuration refers to it (``auto_map``); it is copied, never run.
 """
 
 from __future__ import annotations
@@ -16,13 +15,17 @@ from typing import TYPE_CHECKING
 from hubextrap.containment import shown
 from hubextrap.errors import CorruptFile, SourceError, UnsupportedCheckpoint
 from hubextrap.foreign_text import own_lines
+from hubextrap.hub.left_behind import is_dropped, is_kept_back
+from hubextrap.redaction import holds_secret
+from hubextrap.tensors.assembled import AssembledSource
 from hubextrap.tensors.configuration import config_object
 from hubextrap.tensors.interfaces import SMALL_FILE, TEMPLATE_FOLDER
+from hubextrap.tensors.native_names import refuse_native_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Mapping
 
-    from hubextrap.tensors.interfaces import Source
+    from hubextrap.tensors.interfaces import FileInfo, Source
 
 CODE_REFERENCE = b'"auto_map"'
 """What stands in a configuration that refers to code beside it."""
@@ -31,6 +34,9 @@ PARSED = 25
 """Bytes that Python takes for one of JSON at most, measured with lists of lists."""
 TEXT = 6
 """The same for one of a card: bytes, and a text of up to four bytes a character."""
+
+_AT_ONCE, _OVERLAP = 2**18, 2**10
+"""Bytes of a file that are searched for secrets at once, and by which the next ones begin earlier."""
 
 _SIDE_FILES = (
     *("config.json", "generation_config.json", "*tokenizer_config.json", "special_tokens_map.json"),
@@ -69,16 +75,16 @@ _WEIGHT_FILES = (
     *("flax_model*.msgpack", "flax_model*.msgpack.index*.json", "consolidated*.pth", "*.gguf"),
     *("*.onnx", "*.onnx_data", "adapter_config.json", "adapter_model.*"),
 )
+_BESIDE_THE_MODEL = re.compile(
+    r"(?!(?:model|pytorch_model|consolidated|adapter|shard-|optim|scheduler|rng)[^/]*)[^/]+\.safetensors"
+)
+"""Safetensors that are neither the model once more nor a trainer's state: figures by which a policy
+normalises, a head or a draft model of its own."""
 _NEVER = (
     *("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt"),
     *("*.safetensors", "*.h5", "*.msgpack", "*.gguf"),
 )
-_UNTOLD = (
-    *(".*", "README.md", "hubextrap*", "optim*", "scheduler*", "scaler*", "rng_state*", "random_states*"),
-    *("train*_state.json", "training_args.*", "*.log", "*log.jsonl", "*_results.json", "zero_to_fp32.py"),
-    *("events.out.tfevents*", "latest", "latest_*"),
-)
-"""What a trainer leaves for itself, and what a prediction has of its own; that it stays is no news."""
+_OF_THE_BASE = "; its trainer leaves none: copy config.json and the tokenizer files of the base model into it"
 _DTYPE_FIELD = re.compile(
     r'("(?:torch_)?dtype"\s*:\s*")((?:torch\.)?)(?:float64|float32|float16|bfloat16|float8_\w+)(")'
 )
@@ -90,7 +96,7 @@ class SideFiles:
 
     taken: tuple[str, ...]
     left_out: tuple[str, ...]
-    """Neither taken nor weights nor a trainer's state, so that somebody may miss them."""
+    """Neither taken nor weights nor a trainer's state, so that somebody may miss them; some say why."""
 
 
 def is_side_file(file: str) -> bool:
@@ -156,9 +162,21 @@ def read_side_files(
     chosen, read = _choose(last, whole_model)
     check_memory(_memory(last, chosen))
     files = {file: read[file] if file in read else last.read_file(file) for file in chosen.taken}
+    for file in chosen.taken:
+        if not _is_known(file) and file not in read and _gives_away(files[file]):
+            del files[file]
+            why = (*chosen.left_out, f"{file} (it seems to hold a token or a password)")
+            chosen = SideFiles(tuple(files), tuple(sorted(why)))
     if out_dtype is not None:
         files["config.json"] = with_dtype(files["config.json"], out_dtype)
     return chosen, files
+
+
+def _gives_away(content: bytes) -> bool:
+    """Whether a file holds a secret. Decoded piece by piece: a text takes up to four times its bytes."""
+    starts = range(0, len(content), _AT_ONCE)
+    pieces = (content[start : start + _AT_ONCE + _OVERLAP] for start in starts)
+    return any(holds_secret(piece.decode(errors="replace")) for piece in pieces)
 
 
 def _memory(last: Source, chosen: SideFiles) -> int:
@@ -174,12 +192,15 @@ def _memory(last: Source, chosen: SideFiles) -> int:
 def _choose(last: Source, whole_model: bool) -> tuple[SideFiles, dict[str, bytes]]:
     """Which files are taken, and what was read to know it: configurations, and code that they refer to."""
     present = last.files()
+    if whole_model:
+        refuse_native_names(last)
     if whole_model and "config.json" not in present:
         raise CorruptFile(
-            f"{last.name}: no config.json; a model cannot be loaded without one, add it to the checkpoint",
+            f"{last.name}: no config.json; a model cannot be loaded without one, add it to the checkpoint"
+            f"{_OF_THE_BASE if isinstance(last, AssembledSource) else ''}",
             file="config.json",
         )
-    taken = {file for file in present if is_side_file(file) or is_legal_file(file)}
+    taken = {file for file in present if _is_known(file)}
     if not whole_model:
         taken.discard("config.json")
     read = {file: last.read_file(file) for file in sorted(taken) if file.endswith("config.json")}
@@ -192,10 +213,9 @@ def _choose(last: Source, whole_model: bool) -> tuple[SideFiles, dict[str, bytes
             file="config.json",
         )
     if any(CODE_REFERENCE in content for content in read.values()):
-        code = {file for file in present if file.endswith(".py") and file != "zero_to_fp32.py"}
+        code = {file for file in present if file.endswith(".py") and not is_dropped(file)}
         read |= {file: last.read_file(file) for file in sorted(code)}
         taken |= code
-    taken |= _named_in(read.values(), present.keys() - taken)
     problems = []
     for file in sorted({*taken, *({"README.md"} & present.keys())}):  # whose metadata the card takes over
         if (problem := present[file].problem) is not None:
@@ -207,22 +227,37 @@ def _choose(last: Source, whole_model: bool) -> tuple[SideFiles, dict[str, bytes
             )
     if problems:
         raise SourceError(own_lines(*problems))
-    left_out = sorted(
-        file for file in present.keys() - taken if not _matches(file, (*_WEIGHT_FILES, *_UNTOLD))
-    )
-    return SideFiles(tuple(sorted(taken)), tuple(left_out)), read
+    others, left_out = _others(present, {*taken, "config.json"})
+    return SideFiles(tuple(sorted(taken | others)), tuple(sorted(left_out))), read
 
 
-def _named_in(texts: Collection[bytes], files: Collection[str]) -> set[str]:
-    """Those of ``files`` that configurations or code name, e.g. the vocabulary of a tokenizer of its own."""
-    return {
-        file
-        for file in files
-        if not file.endswith(".py")
-        and not _matches(file, (*_WEIGHT_FILES, *_NEVER, *_UNTOLD))
-        and is_utf8(file)
-        and any(f'"{file}"'.encode() in text or f"'{file}'".encode() in text for text in texts)
-    }
+def _is_known(file: str) -> bool:
+    return is_side_file(file) or is_legal_file(file)
+
+
+def _others(present: Mapping[str, FileInfo], known: set[str]) -> tuple[set[str], list[str]]:
+    """Files that nobody knows by their name and that are taken all the same; and those that are left out.
+
+    Together they have no more bytes than one file may have, taken in the order of their names.
+    """
+    others: set[str] = set()
+    left_out, room = [], SMALL_FILE
+    for file, info in sorted(present.items()):
+        if file not in known and _BESIDE_THE_MODEL.fullmatch(file):
+            left_out.append(file)
+        if file in known or is_weight_file(file) or is_dropped(file):
+            continue
+        templates = file.startswith(f"{TEMPLATE_FOLDER}/")
+        if "/" in file and not templates:  # of a folder that is read for one file in it
+            continue
+        if templates or is_kept_back(file) or info.problem is not None or not is_utf8(file):
+            left_out.append(file)
+        elif info.size > room:
+            left_out.append(f"{file} ({info.size:,} bytes; of such files, {SMALL_FILE:,} in all are taken)")
+        else:
+            others.add(file)
+            room -= info.size
+    return others, left_out
 
 
 def with_dtype(config: bytes, dtype: str) -> bytes:

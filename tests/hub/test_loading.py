@@ -55,8 +55,9 @@ def configuration(model_type: str) -> dict[str, Any]:
         ("llava", "LlavaForConditionalGeneration", "AutoModelForImageTextToText"),
         ("t5", "T5ForConditionalGeneration", "T5ForConditionalGeneration"),
         ("qwen2_audio", "Qwen2AudioForConditionalGeneration", "Qwen2AudioForConditionalGeneration"),
-        ("qwen2", "Qwen2ForSequenceClassification", "Qwen2ForSequenceClassification"),
-        ("qwen2", "Qwen2ForTokenClassification", "Qwen2ForTokenClassification"),
+        ("qwen2", "Qwen2ForSequenceClassification", "AutoModelForSequenceClassification"),
+        ("qwen2", "Qwen2ForTokenClassification", "AutoModelForTokenClassification"),
+        ("hubert", "HubertForSequenceClassification", "HubertForSequenceClassification"),
         ("llama", "LlamaModel", "LlamaModel"),
         ("gpt2", "GPT2LMHeadModel", "AutoModelForCausalLM"),
     ],
@@ -105,6 +106,27 @@ def test_every_conditional_generation_with_its_own_configuration() -> None:
 def test_configurations_of_all_kinds(config: dict[str, Any], expected: str) -> None:
     """Nothing but a name gets into code that people run."""
     assert model_class(config) == expected
+
+
+@pytest.mark.parametrize(
+    ("beside", "architecture", "expected"),
+    [
+        ({"video_preprocessor_config.json": b"{}"}, "Qwen3_5", "AutoModelForImageTextToText"),
+        (
+            {"preprocessor_config.json": b'{"image_processor_type": "X"}'},
+            "New",
+            "AutoModelForImageTextToText",
+        ),
+        ({"preprocessor_config.json": b'{"feature_size": 80}'}, "Whisper", "WhisperForConditionalGeneration"),
+        ({"video_preprocessor_config.json": b"{}"}, "Qwen2_5Omni", "Qwen2_5OmniForConditionalGeneration"),
+        ({}, "T5", "T5ForConditionalGeneration"),
+    ],
+)
+def test_by_what_prepares_the_inputs(beside: dict[str, bytes], architecture: str, expected: str) -> None:
+    """A configuration may keep silent about images, and be completed by transformers' defaults."""
+    config = {"architectures": [f"{architecture}ForConditionalGeneration"]}
+    snippet = loading_snippet({"config.json": json.dumps(config).encode(), **beside}, "here")
+    assert f"model = {expected}.from_pretrained(" in snippet
 
 
 def test_a_processor_and_own_code() -> None:

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +13,32 @@ from huggingface_hub import HfApi, ModelCard, hf_hub_download
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from hubextrap.hub.card import model_card
+from hubextrap.hub.provenance import Provenance
 from hubextrap.hub.provenance_checks import read_provenance
 from hubextrap.hub.push import push_folder
 from hubextrap.hub.target import PushTarget
 from hubextrap.localhub import LocalHub
 
 pytestmark = pytest.mark.usefixtures("hub", "logged_in")
+
+
+@pytest.fixture
+def folder_with(
+    prediction: Path, make_provenance: Callable[..., Provenance], tmp_path: Path
+) -> Callable[[dict[str, bytes]], Path]:
+    """A prediction's folder with more files, all of which its hubextrap.json names."""
+
+    def make(beside: dict[str, bytes]) -> Path:
+        folder = Path(tempfile.mkdtemp(dir=tmp_path)) / "out"
+        shutil.copytree(prediction, folder)
+        for name, content in beside.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(content)
+        shards = list(read_provenance(prediction).shards)
+        (folder / "hubextrap.json").write_bytes(make_provenance(shards, files=beside).to_bytes())
+        return folder
+
+    return make
 
 
 def commits(repo: str, revision: str = "main") -> list[str]:
@@ -97,6 +118,42 @@ def test_only_what_changed_is_sent(hub: LocalHub, prediction: Path, repo_id: str
     assert posts(hub, "objects/batch") == 0
     assert "notes.txt" in files(repo_id)
     assert len(commits(repo_id)) == 3
+
+
+def test_what_an_earlier_prediction_brought_makes_room(
+    hub: LocalHub, folder_with: Callable[[dict[str, bytes]], Path], repo_id: str
+) -> None:
+    """By its hubextrap.json, and only while it is as it was: the rest is somebody's."""
+    target = PushTarget.parse(repo_id)
+    large = b"x" * 11 * 2**20  # of which the Hub lists a sha256
+    push_folder(
+        folder_with({"PROMPT.txt": b"be kind", "LICENSE": b"l", "big.csv": large, "a/b": b"x"}), target
+    )
+    hub.commit(repo_id, {"LICENSE": b"mine by now", "notes.md": b"x", "PROMPT2.txt": b"be kind"})
+    result = push_folder(folder_with({"words.dat": b"w"}), target)
+    assert result.deleted == ("PROMPT.txt", "a/b", "big.csv")
+    kept = {"LICENSE", "notes.md", "PROMPT2.txt", "words.dat", "hubextrap.json", "README.md"}
+    assert kept <= set(files(repo_id))
+    again = push_folder(folder_with({"words.dat": b"w"}), target)
+    assert again.unchanged
+
+
+def test_a_record_of_a_prediction_goes_with_it(
+    hub: LocalHub, prediction: Path, models: Callable[..., Path], repo_id: str
+) -> None:
+    """A model of another kind comes: nothing there is what hubextrap.json describes any more."""
+    push_folder(prediction, PushTarget.parse(repo_id))
+    assert "hubextrap.json" in push_folder(models(3), PushTarget.parse(repo_id)).deleted
+    assert "README.md" in files(repo_id)
+
+
+@pytest.mark.parametrize("record", [b"{", b"[]", b'{"format": 1}', b"\xff"])
+def test_a_record_that_says_nothing_removes_nothing(
+    hub: LocalHub, prediction: Path, repo_id: str, record: bytes
+) -> None:
+    hub.create_repo(repo_id)
+    hub.commit(repo_id, {"hubextrap.json": record, "PROMPT.txt": b"x"})
+    assert push_folder(prediction, PushTarget.parse(repo_id)).deleted == ()
 
 
 def test_an_older_model_makes_room(

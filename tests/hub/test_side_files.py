@@ -19,6 +19,7 @@ from hubextrap.hub.side_files import (
     with_dtype,
 )
 from hubextrap.tensors import LocalSource
+from hubextrap.trajectory.hub_file import HubFile
 
 KEPT = [
     "tokenizer_v3.json", "decoder_tokenizer.json", "vocab_en.txt", "bpe_merges.txt",
@@ -34,21 +35,41 @@ KEPT = [
     "chat_template.jsonl", "tool_chat_template.jinja", "additional_chat_templates/tool_use.jinja",
     "additional_chat_templates/rag.jinja",
 ]  # fmt: skip
-LEFT = [
+ALONG = [
+    "SYSTEM_PROMPT.txt", "params.json", "licenses.json", "old_vocabulary.txt", "tokens.txt", "logo.png",
+    "tokenizer_training_log.csv", "tokenizer_training_log.json", "rwkv_words_v2.txt", "modelcard.json",
+    "README_zh.md", "configuration.yaml", "words.dat", "metadata.json",
+]  # fmt: skip
+"""What nobody knows by its name and is no weight, training state or junk."""
+DROPPED = [
+    "bash_history", "core", "core.1234",
     "README.md", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "optimizer.pt",
     "scheduler.pt", "rng_state.pth", "rng_state_0.pth", "trainer_state.json", "training_args.bin",
-    "tokenizer.pt", "tokenizer.bin", ".gitattributes", "hubextrap.json", "train.log", "modeling_x.py",
-    "vocab.pkl", "tokenizer_training_log.csv", "tokenizer_training_log.json", "tokenizer.log",
-    "all_results.json", "consolidated.safetensors", "params.json", "zero_to_fp32.py", "latest",
-    "events.out.tfevents.1.2.3", "licenses.json", "old_vocabulary.txt",
-    "additional_chat_templates/notes.txt", "spk_dict.pt",
+    ".gitattributes", "hubextrap.json", "hubextrap-eval.csv", "train.log", "trainer_log.jsonl",
+    "all_results.json", "consolidated.safetensors", "zero_to_fp32.py", "latest", "events.out.tfevents.1.2.3",
+    "optim_world_size_2_rank_0.pt", "model_world_size_2_rank_0.pt",
+    "shard-00001-model-00001-of-00001.safetensors", "extra_state_world_size_2_rank_0.pt", "data.pt",
+    "fsdp_config.json",
+    ".DS_Store", "Thumbs.db", ".env", ".netrc", "x.lock", "y.TMP", "notes.txt~", "model.safetensors.sha256",
+    "SHA256SUMS", "model.Q4.gguf", "model.onnx", "adapter_config.json", "__0_0.distcp", "flax_model.msgpack",
+    "tf_model.h5", "pytorch_model.bin.index.json", "slurm-123.out", "random_states_0.pkl", "scaler.pt",
+    "latest_checkpointed_iteration.txt", "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
 ]  # fmt: skip
+KEPT_BACK = [
+    "additional_chat_templates/notes.txt", "hf_quant_config.json", "hf_token.txt", "id_rsa", "launch.sh",
+    "modeling_x.py", "prod.env", "quantize_config.json", "secrets.yaml", "server.pem", "spk_dict.pt",
+    "Makefile", "_netrc", "credentials.csv", "libx.so.1", "run.bat", "tool.jar", "train.sbatch",
+    "wandb-key.txt",
+    "tokenizer.bin", "tokenizer.pt", "vocab.pkl", "weights.tar.gz", "weights.zip",
+]  # fmt: skip
+"""What may be missed, so that it is told."""
+LEFT = [*DROPPED, *KEPT_BACK]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "additional_chat_templates").mkdir()
-    for name in [*KEPT, *LEFT]:
+    for name in [*KEPT, *ALONG, *LEFT]:
         (tmp_path / name).write_bytes(name.encode())
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "sub").mkdir()
@@ -58,44 +79,81 @@ def folder(tmp_path: Path) -> Path:
 
 def test_which_files_are_taken(folder: Path) -> None:
     files = side_files(LocalSource(folder), None)
-    assert sorted(files) == sorted(KEPT)
+    assert sorted(files) == sorted([*KEPT, *ALONG])
     assert files["merges.txt"] == b"merges.txt"
+    assert files["SYSTEM_PROMPT.txt"] == b"SYSTEM_PROMPT.txt"
 
 
 def test_code_only_where_a_configuration_needs_it(folder: Path) -> None:
     (folder / "config.json").write_text('{"auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}')
-    assert sorted(side_files(LocalSource(folder), None)) == sorted([*KEPT, "modeling_x.py"])
+    assert sorted(side_files(LocalSource(folder), None)) == sorted([*KEPT, *ALONG, "modeling_x.py"])
 
 
 def test_what_stays_behind_is_known(folder: Path) -> None:
-    """All but weights, a trainer's state and what a prediction has of its own."""
-    assert read_side_files(LocalSource(folder), None)[0].left_out == (
-        "additional_chat_templates/notes.txt",
-        "licenses.json",
-        "modeling_x.py",
-        "old_vocabulary.txt",
-        "params.json",
-        "spk_dict.pt",
-        "tokenizer.bin",
-        "tokenizer.pt",
-        "tokenizer_training_log.csv",
-        "tokenizer_training_log.json",
-        "vocab.pkl",
-    )
+    """All but weights, a trainer's state, junk and what a prediction has of its own."""
+    assert read_side_files(LocalSource(folder), None)[0].left_out == tuple(sorted(KEPT_BACK))
 
 
-@pytest.mark.parametrize("quote", ['"', "'"])
-def test_a_file_that_configuration_or_code_names(folder: Path, quote: str) -> None:
-    """A tokenizer of the model's own may have its vocabulary under any name; pickles stay even so."""
-    for name in ("rwkv_words_v2.txt", "rwkv_unused.txt", "words.pkl"):
-        (folder / name).write_text(name)
-    (folder / "tokenizer_config.json").write_text(
-        '{"auto_map": {"AutoTokenizer": ["tokenization_x.X", null]}}'
-    )
-    (folder / "tokenization_x.py").write_text(f"NAMES = [{quote}rwkv_words_v2.txt{quote}, 'words.pkl']")
-    files = side_files(LocalSource(folder), None)
-    assert files["rwkv_words_v2.txt"] == b"rwkv_words_v2.txt"
-    assert sorted(files) == sorted([*KEPT, "modeling_x.py", "tokenization_x.py", "rwkv_words_v2.txt"])
+def test_an_adapter_has_no_configuration_of_a_model(folder: Path) -> None:
+    assert "config.json" not in read_side_files(LocalSource(folder), None, whole_model=False)[1]
+
+
+TOKEN = "hf_" + "a1B2" * 8
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (f"hub: {TOKEN}\n", False),
+        ("WANDB_API_KEY=0123456789abcdef0123456789abcdef01234567", False),
+        ('{"password": "Tr0ub4dor-and-3-of-its-kind"}', False),
+        ("password = hunter2hunter2", False),
+        ("gh" + "p_" + "a1B2" * 9, False),
+        ("sk-" + "proj-" + "a1B2" * 9, False),
+        (f"{'x' * (2**18 - 9)} {TOKEN}", False),
+        ("-----BEGIN OPENSSH PRIVATE KEY-----\nx", False),
+        ("Authorization: Bearer abcdefghijklmnopqrst0123", False),
+        ('{"password": 1234, "token": 17, "secret": 18}', True),
+        ('{"password1": 3847, "passwords": "12345678", "passwd": "administrator"}', True),
+        ('{"id": 3, "token": "internationalization"}', True),
+        ("see https://example.com/terms?version=12&lang=en", True),
+        ("the token is a string of at least twenty characters", True),
+    ],
+)
+def test_what_gives_a_secret_away_stays(folder: Path, text: str, kept: bool) -> None:
+    """A file of a known name is a loader's: there any word may stand."""
+    for name in ("run.yaml", "vocab.txt"):
+        (folder / name).write_text(text)
+    chosen, files = read_side_files(LocalSource(folder), None)
+    assert "vocab.txt" in files
+    assert ("run.yaml" in files) is ("run.yaml" in chosen.taken) is kept
+    assert ("run.yaml (it seems to hold a token or a password)" in chosen.left_out) is not kept
+
+
+def test_the_secret_in_use_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever shape a mirror gives its tokens."""
+    monkeypatch.setenv("HF_TOKEN", "opensesame-once-more")
+    (folder / "run.yaml").write_text("login with opensesame-once-more")
+    assert "run.yaml" not in side_files(LocalSource(folder), None)
+
+
+def test_no_more_than_one_file_may_have_in_all(folder: Path) -> None:
+    """Of files that nobody knows by name; in the order of their names, and what is left out is told."""
+    os.truncate(folder / "logo.png", 64 * 2**20 - 1000)
+    for name, size in {"long.csv": 1001, "small.csv": 10}.items():
+        (folder / name).write_bytes(b"x" * size)
+    chosen = read_side_files(LocalSource(folder), None)[0]
+    assert {"logo.png", "small.csv"} <= set(chosen.taken)
+    assert "long.csv (1,001 bytes; of such files, 67,108,864 in all are taken)" in chosen.left_out
+
+
+def test_links_that_lead_out_stay(folder: Path, tmp_path: Path) -> None:
+    outside = tmp_path.parent / f"{tmp_path.name}-outside"
+    outside.write_text("x")
+    (folder / "words_v9.txt").symlink_to(outside)
+    chosen = read_side_files(LocalSource(folder), None)[0]
+    assert "words_v9.txt" not in chosen.taken
+    assert "words_v9.txt" in chosen.left_out
 
 
 def read_by_tokenizers() -> Iterator[str]:
@@ -158,13 +216,18 @@ STAYS = [
 
 def test_what_goes_with_an_older_model_and_what_stays() -> None:
     """Only what a loader takes for the next model's by its name; all else may be anything."""
-    assert stale_files([], [*GOES, *STAYS]) == tuple(sorted(GOES))
-    assert stale_files(GOES, [*GOES, *STAYS]) == ()
+    there = {path: HubFile(path, 1, digest="1" * 40) for path in (*GOES, *STAYS)}
+    assert stale_files([], there, {}) == tuple(sorted(GOES))
+    assert stale_files(GOES, there, {}) == ()
+    ours_before = {path: there[path] for path in ("LICENSE", "notes.txt", "my.spm")}
+    changed = {"curve.png": HubFile("curve.png", 1, digest="2" * 40)}
+    gone = {"words.txt": HubFile("words.txt", 1)}
+    assert stale_files([*GOES, "my.spm"], there, ours_before | changed | gone) == ("LICENSE", "notes.txt")
 
 
 def test_all_that_tokenizers_of_transformers_look_for_goes() -> None:
     names = sorted(set(read_by_tokenizers()))
-    assert stale_files([], names) == tuple(names)
+    assert stale_files([], {name: HubFile(name, 1) for name in names}, {}) == tuple(names)
 
 
 def test_a_file_that_is_too_large_is_found_first(folder: Path) -> None:
