@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.adapters import adapters
+from benchmarks.formats import formats
 from benchmarks.inputs import LAYERS, Bench
 from benchmarks.kernels import kernels
 from benchmarks.local import local, merge
@@ -33,6 +34,7 @@ CASES: dict[str, Callable[[Bench], None]] = {
     "remote": remote,
     "scan": scan,
     "sampled": sampled,
+    "formats": formats,
     "adapters": adapters,
     "merged-adapters": merged,
     "ray": on_ray,

@@ -26,6 +26,8 @@ NARROWEST = 8
 
 _COMMAND = re.compile(r"`[^`]*`")
 """What is to be copied stays on one line, where it fits."""
+_LOOP = re.compile(r" *for step in [^\n]*; done")
+"""What is to be pasted stays on one line, however long: a shell reads no loop that is cut anywhere."""
 _SPACE = "\ue000"
 """Stands for a space in it: a character of private use."""
 _LABEL = re.compile(r" *[^ ]+ {2,}| +")
@@ -57,7 +59,7 @@ def fitted(text: str, stream: TextIO | None) -> str:
 
 
 def _parts(line: str, width: int) -> list[str]:
-    if len(line) <= width:
+    if len(line) <= width or _LOOP.fullmatch(line):
         return [line]
     label = _LABEL.match(line)
     indent = min(len(label[0]) if label else 2, width // 4)

@@ -24,7 +24,7 @@ ROWS = {
     "scan": 4,
     "sampled": 4,
 }
-ROWS |= {"sampled": 5, "scaling": 39, "ray": 2, "adapters": 4, "merged-adapters": 3}
+ROWS |= {"sampled": 5, "scaling": 39, "ray": 2, "adapters": 4, "merged-adapters": 3, "formats": 8}
 """Cases, and lines of their tables at least."""
 
 

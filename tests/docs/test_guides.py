@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 from harness import ROOT
+from torch_runs import write_fsdp
 
 from hubextrap.localhub import LocalHub
 
@@ -89,16 +90,21 @@ def branch_run(hub: LocalHub, here: Path) -> None:
 
 
 def verl_run(hub: LocalHub, here: Path) -> None:
-    """Step 0 is in the base model's repo; raw shards lie beside, and one step has nothing else."""
+    """As verl leaves it: FSDP shards by torch, and beside them all but the weights; step 0 is the base's."""
     hub.create_repo("Qwen/Qwen2.5-Math-1.5B")
     hub.commit("Qwen/Qwen2.5-Math-1.5B", files(0))
-    raw: dict[str, Path | bytes | None] = {"actor/model_world_size_8_rank_0.pt": b"\x80raw"}
     hub.create_repo("me/my-verl-run")
     for step in STEPS:
-        content = raw | files(step, "actor/huggingface/")
-        write(here / "checkpoints/my-run" / f"global_step_{step}", content)
-        hub.commit("me/my-verl-run", {f"global_step_{step}/{name}": data for name, data in content.items()})
-    write(here / "checkpoints/my-run/global_step_300", raw | {"actor/huggingface/config.json": b"{}"})
+        actor = here / "checkpoints/my-run" / f"global_step_{step}" / "actor"
+        write_fsdp(actor, RUN / f"step_{step}" / "model.safetensors", 2)
+        beside = {
+            name: data for name, data in files(step, "huggingface/").items() if "safetensors" not in name
+        }
+        write(actor, beside | {"optim_world_size_2_rank_0.pt": b"\x80raw"})
+        found = (path for path in actor.rglob("*") if path.is_file())
+        hub.commit(
+            "me/my-verl-run", {f"global_step_{step}/actor/{path.relative_to(actor)}": path for path in found}
+        )
 
 
 def trainer_state(step: int) -> bytes:
@@ -150,7 +156,7 @@ GUIDES = {
     ),
     "verl": Guide(
         verl_run,
-        ("predicted", "predicted-by-recipe"),
+        ("predicted", "predicted-by-recipe", "step-400"),
         not_run=("checkpoints/my-run/",),
         packages=("lm_eval",),
     ),
