@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # What other versions of the dependencies may break; `make test` has the whole suite on those of constraints.txt.
 CHAIN := tests/test_other_hosts.py $(patsubst %,tests/chain/test_%.py,beside_the_weights commands merge pins_by_content reground_command scan_as_input shipped_recipes verified_is_loaded)
-LOWEST_TESTS := $(CHAIN) $(addprefix tests/,adapters cases distribution/test_base_install.py engine formats hub logits mergekit_plugin recipe tensors test_polling.py trajectory watch)
+LOWEST_TESTS := $(CHAIN) $(addprefix tests/,adapters distribution/test_base_install.py engine formats hub logits mergekit_plugin recipe tensors test_polling.py trajectory watch)
 NEWEST_TESTS := $(CHAIN) $(addprefix tests/,evaluate hub localhub logits mergekit_plugin)
 # What tests share. The tests themselves are checked by being run.
 TYPED_TESTS := $(filter-out tests/test_%,$(wildcard tests/*.py)) tests/statistics/backtest_runs.py tests/statistics/sampled_runs.py tests/statistics/scan_runs.py

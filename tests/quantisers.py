@@ -152,7 +152,8 @@ def fp8_config(block: tuple[int, int] = (128, 128), **more: Any) -> dict[str, An
 
 def mxfp4_of(experts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Experts (E, columns, rows) as gpt-oss stores them: (E, rows, columns/32, 16), (E, rows, columns/32)."""
-    tiles = experts.float().transpose(1, 2).unflatten(-1, (-1, 32))
+    rows = experts.float().transpose(1, 2)
+    tiles = rows.reshape(*rows.shape[:2], -1, 32)
     exponent = torch.ceil(torch.log2(tiles.abs().amax(-1).clamp(min=1e-9) / 6))
     codes = (tiles / torch.exp2(exponent)[..., None])[..., None].sub(_FP4).abs().argmin(-1).to(torch.uint8)
     return codes[..., 0::2] | codes[..., 1::2] << 4, (exponent + 127).to(torch.uint8)

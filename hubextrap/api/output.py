@@ -63,9 +63,8 @@ def check_output(out: Path, outputs: Mapping[str, Mapping[str, int]], *, may_be_
 def _there_already(out: Path) -> list[str]:
     os.fsencode(out)
     if out.parts[:1] == ("hf:",):
-        return [
-            f"{out}: --out is a folder on this disk; --push OWNER/NAME@BRANCH puts a prediction on the Hub"
-        ]
+        how = "name one, and `hubextrap push FOLDER OWNER/NAME@BRANCH` puts it on the Hub"
+        return [f"{out}: --out is a folder on this disk; {how}"]
     if out.is_symlink():
         return [f"{out}: is a link; name the folder that it leads to, or choose another --out"]
     if out.exists() and not out.is_dir():

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hubextrap.work.records import Record
 
 
-class ReadIn(NamedTuple):
+class StatedCheckpoint(NamedTuple):
     """A checkpoint as a plan of work has it read."""
 
     checkpoint: Checkpoint
@@ -40,11 +40,11 @@ class ReadIn(NamedTuple):
 
 def read_in(
     checkpoints: Sequence[Checkpoint], stamps: Sequence[Mapping[str, Stamp]], forms: Sequence[Forms]
-) -> tuple[ReadIn, ...]:
+) -> tuple[StatedCheckpoint, ...]:
     """Those of a plan; no ``forms`` at all where every checkpoint is read as it is stored."""
     every = forms or [()] * len(checkpoints)
     stored = (replace(one, weights="") for one in checkpoints)
-    return tuple(map(ReadIn, stored, stamps, every))
+    return tuple(map(StatedCheckpoint, stored, stamps, every))
 
 
 class ReadingHands(Hands):
@@ -53,7 +53,7 @@ class ReadingHands(Hands):
     def __init__(
         self,
         plan: Work,
-        checkpoints: Sequence[ReadIn],
+        checkpoints: Sequence[StatedCheckpoint],
         layouts: Sequence[CheckpointLayout],
         progress: Progress,
         *,

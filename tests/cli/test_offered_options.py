@@ -88,6 +88,7 @@ ELSEWHERE = {
     "adapters/base.py": ("--base",),  # for the commands that have it
     "adapters/run.py": ("--base", "--min-step"),
     "api/fingerprint.py": ("--allow-non-finite",),  # how a changed setting is called
+    "tensors/native_names.py": ("--hf", "--model"),  # torchtitan's
     "tensors/torch_files/dcp_names.py": (  # the same
         "--backend", "--local", "--target", "--input-dir", "--output-dir", "--origin-hf-dir",
     ),
@@ -105,7 +106,8 @@ ELSEWHERE = {
     "extras.py": ("--force-reinstall",),  # pip's
     "recipe/mergekit_programs.py": ("--out",),  # of merge CONFIG, and of mergekit's own programs
     "recipe/yaml_nodes.py": ("--out-path",),  # mergekit-multi's
-    "tensors/combinable.py": ("--safe", "--pattern"),  # DeepSpeed's; its recipe's key stands beside it
+    # DeepSpeed's and verl's; the recipe's key stands beside it
+    "tensors/combinable.py": ("--safe", "--pattern", "--backend", "--local", "--target"),
     # with the recipe's key or the commands that have it beside
     "executors/jobs.py": ("--all", "--label", "--with", "--namespace", "--finish", "--wait"),  # hf, uv
     "executors/slurm.py": (  # sbatch's
