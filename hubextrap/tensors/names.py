@@ -76,8 +76,8 @@ def named_as_last(
     """
     naming = naming or Naming()
     used = set[tuple[str, str]]()
-    unwrapped = _without_wrappers(layouts[-1])
-    last = _renamed(layouts[-1], unwrapped.names)
+    bare = without_wrappers(layouts[-1].tensors)
+    last = _renamed(layouts[-1], bare)
     # of runs whose checkpoints are called alike, nothing is looked up
     alike = {id(one.tensors): one for one in layouts if one.tensors.keys() <= last.tensors.keys()}
     done: dict[int, CheckpointLayout] = alike | {id(layouts[-1].tensors): last, id(last.tensors): last}
@@ -99,8 +99,9 @@ def named_as_last(
     share_tensors(found)
     ignored = list(dict.fromkeys(name for names in left_out.values() for name in sorted(names)))
     said = [f"{_checkpoints(names)}: {note}" for note, names in notes.items()]
-    if unwrapped.names:
-        said.insert(0, f"{last.name}: called {unwrapped.whose}: {_arrow(unwrapped.names)}")
+    if bare:
+        how = "without the wrappers that its trainer left in the names"
+        said.insert(0, f"{last.name}: called {how}: {_arrow(bare)}")
     if ignored:
         said.append(f"ignored, as the last checkpoint has no such tensors: {_named(ignored)}")
     return Named(found, tuple(said))
@@ -113,15 +114,14 @@ def _names_of(last: CheckpointLayout) -> set[str]:
     return {*last.tensors, *other_forms(last.tensors), *heads}
 
 
-def _without_wrappers(last: CheckpointLayout) -> _Renaming:
-    """The last checkpoint's names as loaders know them, and so the output's; none changes where two tensors
-    would then be one. A ``module.`` in front of some of them alone is a module of the model's own."""
-    wrapped = all(name.startswith("module.") for name in last.tensors)
-    names = {name: (_WRAPPERS if wrapped else _INNER_WRAPPERS).sub("", name) for name in last.tensors}
-    changed = {old: new for old, new in names.items() if old != new}
-    if len(set(names.values())) < len(names) or not all(names.values()):
-        changed = {}
-    return _Renaming(changed, "without the wrappers that its trainer left in the names")
+def without_wrappers(names: Collection[str]) -> dict[str, str]:
+    """A checkpoint's names that its trainer put wrappers into, and what loaders know them by; none where two
+    tensors would then be one. A ``module.`` in front of some of them alone is a module of the model's own."""
+    wrapped = all(name.startswith("module.") for name in names)
+    bare = {name: (_WRAPPERS if wrapped else _INNER_WRAPPERS).sub("", name) for name in names}
+    if len(set(bare.values())) < len(bare) or not all(bare.values()):
+        return {}
+    return {old: new for old, new in bare.items() if old != new}
 
 
 def _marked(old: CheckpointLayout, new: CheckpointLayout, left_out: frozenset[str]) -> CheckpointLayout:

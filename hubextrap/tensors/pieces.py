@@ -214,7 +214,7 @@ def _is_run(extents: Extent, shape: Extent) -> bool:
     return extents[inner + 1 :] == shape[inner + 1 :]
 
 
-CELLS = 2**22
+CELLS = 4_000_000
 """Cells of the grid that blocks' bounds cut a tensor into, at most."""
 
 
@@ -225,19 +225,20 @@ def cover_problem(shape: Sequence[int], blocks: Sequence[tuple[Extent, Extent]])
     all blocks cut the tensor into a grid, whose cells are counted.
 
     Args:
-        blocks: first element and extents of each, none of them empty.
+        blocks: first element and extents of each; empty ones have to lie inside too.
 
     Returns:
         The end of a sentence: ``its elements from [2, 0] on are in none``.
     """
-    if not math.prod(shape):
-        return None
     for starts, extents in blocks:
         if any(
             first < 0 or first + extent > size
             for first, extent, size in zip(starts, extents, shape, strict=True)
         ):
             return f"elements from {list(starts)} on lie outside of its shape {list(shape)} in one"
+    if not math.prod(shape):
+        return None
+    blocks = [block for block in blocks if math.prod(block[1])]
     if not shape:
         return (
             None if len(blocks) == 1 else "its element is in several" if blocks else "its element is in none"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hubextrap.errors import CorruptFile, UnsupportedCheckpoint
 from hubextrap.tensors.assembled import AssembledSource, Assembly, arranged
 from hubextrap.tensors.interfaces import Source
-from hubextrap.tensors.names import unwrapped
+from hubextrap.tensors.names import without_wrappers
 from hubextrap.tensors.pieces import StoredTensor
 from hubextrap.tensors.sharded import read_sharded
 from hubextrap.tensors.torch_files import read_dcp, read_fsdp
@@ -47,9 +47,5 @@ def _assembly(stored: Source) -> Assembly:
     tensors = FORMATS[weights.kind](stored, weights.files)
     if not tensors:
         raise CorruptFile(f"{stored.name}: its weight files hold no tensors of a model; save it again")
-    names = [one.name for one in tensors]
-    bare = list(map(unwrapped, names))  # as save_pretrained saves them, and transformers loads them
-    if len(set(bare)) == len(bare):
-        names = bare
-    parts = [one.parts for one in tensors]
-    return arranged(list(zip(names, parts, strict=True)), hides=weights.files)
+    bare = without_wrappers([one.name for one in tensors])  # as save_pretrained saves and orders them
+    return arranged([(bare.get(one.name, one.name), one.parts) for one in tensors], hides=weights.files)

@@ -7,12 +7,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-import numpy as np
-
 from hubextrap.errors import CorruptFile, UnsupportedCheckpoint
 from hubextrap.foreign_data import shorten
 from hubextrap.tensors.headers import DTYPES, ELEMENT_LIMIT
-from hubextrap.tensors.pieces import StoredPiece
+from hubextrap.tensors.pieces import StoredPiece, cover_problem
 from hubextrap.tensors.torch_files.allowed import OTHER_STORAGES, STORAGES, TORCH_DTYPES
 from hubextrap.tensors.torch_files.pickles import Made, Name, Persistent
 
@@ -23,8 +21,6 @@ if TYPE_CHECKING:
 
 PIECES = 65_536
 """Stretches that one tensor of one rank may lie in."""
-CELLS = 4_000_000
-"""Cells of the grid by which it is checked that blocks cover a tensor."""
 _DIMENSIONS = 64
 
 Runs = tuple[tuple[int, int], ...]
@@ -180,32 +176,11 @@ def stored_pieces(array: Array, runs: Sequence[Runs], where: str, tensor: str) -
     return pieces
 
 
-def covers(shape: Sequence[int], blocks: Sequence[tuple[Runs, ...]]) -> bool:
-    """Whether parts cover a tensor of this shape, each element once.
-
-    The bounds of all parts cut the tensor into a grid, whose cells are counted. A grid of more than ``CELLS``
-    is taken to be wrong: no placement of torch makes one.
-    """
-    grid: list[list[int]] = []
-    for dim, size in enumerate(shape):
-        bounds = {0, size}
-        for block in blocks:
-            for start, length in block[dim]:
-                if start < 0 or start + length > size:
-                    return False
-                bounds |= {start, start + length}
-        grid.append(sorted(bounds))
-    if not math.prod(shape):
-        return True
-    if math.prod(len(bounds) - 1 for bounds in grid) > CELLS:
-        return False
-    index = [{bound: i for i, bound in enumerate(bounds)} for bounds in grid]
-    counts = np.zeros([len(bounds) - 1 for bounds in grid], np.int32)
-    for block in blocks:
-        for box in itertools.product(*block):
-            cells = tuple(
-                slice(places[start], places[start + length])
-                for places, (start, length) in zip(index, box, strict=True)
-            )
-            counts[cells] += 1
-    return bool((counts == 1).all())
+def covers(shape: Sequence[int], parts: Sequence[tuple[Runs, ...]]) -> bool:
+    """Whether parts cover a tensor of this shape, each element once; see `cover_problem`."""
+    blocks = [
+        (tuple(start for start, _ in box), tuple(length for _, length in box))
+        for part in parts
+        for box in itertools.product(*part)
+    ]
+    return cover_problem(shape, blocks) is None
