@@ -138,6 +138,7 @@ class AssembledSource(Source):
         self._found = assembly if isinstance(assembly, Assembly) else None
         self._find = assembly
         self._files: Mapping[str, tuple[ShardInfo, tuple[TensorInfo, ...]]] | None = None
+        self._encoded: Mapping[str, bytes] | None = None
         self.inner = tuple(inner)
 
     @property
@@ -222,8 +223,10 @@ class AssembledSource(Source):
 
     @property
     def _texts(self) -> Mapping[str, bytes]:
-        found = self._found.texts if self._found else {}
-        return {file: text.encode() for file, text in found.items()}
+        """What small files say in this form; encoded once, as each range that is read asks for them."""
+        if self._encoded is None and self._found is not None:
+            self._encoded = {file: text.encode() for file, text in self._found.texts.items()}
+        return self._encoded or {}
 
     def _made(self, *, now: bool = False) -> Mapping[str, tuple[ShardInfo, tuple[TensorInfo, ...]]]:
         """The files that lie nowhere, each with its tensors that hold bytes; none before they are known,
