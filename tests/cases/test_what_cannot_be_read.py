@@ -142,7 +142,8 @@ def test_what_was_converted_so_is_found(tmp_path: Path) -> None:
         made = command.split(" {}")[1:]
         place = next((one for one in made if one.split(" ")[0].endswith(("hf", "huggingface", "/.."))), "")
         for step in (10, 20):
-            where = Path(os.path.normpath(f"{run}{place.split(' ')[0]}".replace("10", str(step))))
+            inner = place.split(" ")[0].replace("10", str(step))  # the run's own place may hold a 10
+            where = Path(os.path.normpath(f"{run}{inner}"))
             write_model(where, tiny(step))
         found = find_trajectory(run)
         assert (trainer, found.steps, found.last.weights) == (trainer, (10, 20), "safetensors")
