@@ -53,9 +53,14 @@ class FakeSlurm:
     def wait(self, seconds: float = 60.0) -> None:
         """Wait until the queue is empty."""
         deadline = time.monotonic() + seconds
-        while self.queue():
-            assert time.monotonic() < deadline, f"still in the queue: {self.queue()}"
+        while queue := self.queue():
+            assert time.monotonic() < deadline, f"still in the queue: {queue}\n{self._said()}"
             time.sleep(0.02)
+
+    def _said(self) -> str:
+        """What there is to say of a queue that does not empty."""
+        files = [*(self.state / "tasks").iterdir(), *(self.state / name for name in ("ended", "control.log"))]
+        return "\n".join(f"{one.name}: {one.read_text()[-3000:]}" for one in files if one.exists())
 
     def close(self) -> None:
         """End whatever it has started and is still there."""

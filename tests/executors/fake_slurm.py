@@ -87,6 +87,14 @@ def tasks_of(job: str, options: dict[str, str]) -> list[str]:
 def control(arguments: list[str]) -> int:
     """The life of one job: wait for those that it depends on, and run its tasks, two at a time."""
     (job,) = arguments
+    try:
+        return live(job)
+    finally:  # whatever has gone wrong, no job stays in the queue that nobody runs
+        for task in tasks_of(job, options_of((STATE / f"{job}.sh").read_text())):
+            (TASKS / task).unlink(missing_ok=True)
+
+
+def live(job: str) -> int:
     note_pid(os.getpid())
     script = (STATE / f"{job}.sh").read_text()
     options = options_of(script)
@@ -109,7 +117,11 @@ def control(arguments: list[str]) -> int:
             task = waiting.pop(0)
             with alone():
                 if (TASKS / task).exists() and time.monotonic() < deadline:  # else it was cancelled
-                    running[task] = begin(task, script, options)
+                    try:
+                        running[task] = begin(task, script, options)
+                    except OSError as error:  # its output's folder has gone: the job has failed
+                        (TASKS / task).unlink()
+                        (STATE / "ended").open("a").write(f"{task} {error}\n")
         time.sleep(0.01)
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -374,6 +375,21 @@ def test_killed_between_the_array_and_the_last_step(cluster: FakeSlurm, run: Tin
     assert queue.submit(plan, run.place, EVERY).ids == ("1", "2")
     assert "units" not in cluster.script("2")
     assert "afterany:1\n" in cluster.script("2")
+
+
+@pytest.mark.slow
+def test_a_last_step_that_comes_after_another_has_cleared_up(
+    cluster: FakeSlurm, run: TinyRun, idle: Path
+) -> None:
+    """It has nowhere to write what it prints, and leaves the queue."""
+    plan, queue = run.work_plan(), SlurmExecutor(tasks=2)
+    (run.place.folder / "logs").mkdir(parents=True)
+    (cluster.state / "held").touch()
+    last = queue.start_last(plan, run.place, [])
+    shutil.rmtree(run.place.folder)
+    (cluster.state / "held").unlink()
+    cluster.wait(10)
+    assert f"{last} [Errno 2]" in (cluster.state / "ended").read_text()
 
 
 @pytest.mark.slow
