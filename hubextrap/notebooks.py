@@ -30,6 +30,11 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
+def and_more(count: int) -> str:
+    """`` and 1,199 more`` behind the first of so many; "" where it is the only one."""
+    return f" and {count - 1:,} more" if count > 1 else ""
+
+
 def steps_in_words(steps: Sequence[int]) -> str:
     """``steps 0–400``."""
     if not steps:

@@ -20,11 +20,11 @@ from hubextrap.notebooks import counted, one_line
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.tensors import LocalSource, read_layout, sha256_of
 from hubextrap.tensors.bucket import hub_source
-from hubextrap.tensors.weights import INDEX_FILE, SINGLE_FILE
 from hubextrap.trajectory import Pins, parse_reference
 from hubextrap.trajectory.elsewhere import models_elsewhere, pinned_commit
 from hubextrap.trajectory.hub_files import list_files
 from hubextrap.trajectory.reference import Reference, reference_text
+from hubextrap.trajectory.weights import INDEX, SINGLE
 
 if TYPE_CHECKING:
     from hubextrap.hub import Provenance
@@ -159,7 +159,7 @@ def _unnamed(present: list[str], provenance: Provenance) -> tuple[list[str], tup
     strange = [file for file in others if not is_harmless(file)]
     if provenance.files is not None:
         return strange, ()
-    beside = [file for file in others if is_side_file(file) or file == INDEX_FILE]
+    beside = [file for file in others if is_side_file(file) or file == INDEX]
     not_covered = [file for file in beside if not is_code(file)]  # what a merge writes beside the weights
     return sorted(set(strange).difference(not_covered)), tuple(not_covered)
 
@@ -177,7 +177,7 @@ def _weights_problem(source: Source, provenance: Provenance) -> str | None:
     if not named:
         return "names no weight files"
     try:
-        adapter = CONFIG_FILE in source.files() and SINGLE_FILE not in source.files()
+        adapter = CONFIG_FILE in source.files() and SINGLE not in source.files()
         layout = read_adapters([source])[0].layout if adapter else read_layout(source)
         taken = {shard.file for shard in layout.shards}
     except CheckpointError as error:

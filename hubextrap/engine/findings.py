@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from hubextrap.errors import CheckpointMismatch
 from hubextrap.foreign_data import shorten
 from hubextrap.foreign_text import own_lines
+from hubextrap.notebooks import counted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -258,7 +259,7 @@ def _literal(name: str) -> str:
 
 
 def _count(names: Sequence[str]) -> str:
-    return f"{len(names):,} tensor{'s' * (len(names) > 1)}"
+    return counted(len(names), "tensor")
 
 
 def _named(names: Sequence[str]) -> str:

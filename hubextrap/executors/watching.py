@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from hubextrap.errors import HubExtrapError, OutputError, SourceError
 from hubextrap.executors.interface import RETRIES
 from hubextrap.executors.submission import SUBMITTED, Submission
+from hubextrap.notebooks import and_more
 from hubextrap.work.kinds import PLAN_FILE, load_work
 from hubextrap.work.records import FAILED, Records
 
@@ -330,5 +331,4 @@ def _units_of(jobs: Mapping[str, Collection[int]]) -> set[int]:
 
 def _named(plan: Work, units: Collection[int]) -> str:
     """The first of some units, and how many more there are."""
-    more = f" and {len(units) - 1} more" if len(units) > 1 else ""
-    return f"{plan.labels[min(units)]}{more}"
+    return f"{plan.labels[min(units)]}{and_more(len(units))}"

@@ -317,11 +317,12 @@ def arranged(tensors: Sequence[tuple[str, Parts]], hides: Collection[str] = ()) 
     for number, those in enumerate(files, 1):
         file = f"model-{number:05d}-of-{len(files):05d}.safetensors" if several else SINGLE
         those.sort(key=lambda one: (_ORDER.index(_written(one[1])), one[0]))
-        shards.append(_shard(file, those))
+        shards.append(shard_of(file, those))
     return Assembly(tuple(shards), INDEX if several else None, dict(tensors), tuple(sorted(hides)))
 
 
-def _shard(file: str, tensors: Sequence[tuple[str, Parts]]) -> ShardInfo:
+def shard_of(file: str, tensors: Sequence[tuple[str, Parts]]) -> ShardInfo:
+    """A file that lies nowhere, of these tensors in their order."""
     infos, offset = [], 0
     for name, parts in tensors:
         size = _nbytes(parts)

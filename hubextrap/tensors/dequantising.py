@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from hubextrap.notebooks import and_more
 from hubextrap.tensors.assembled import AssembledSource, Assembly, arranged
 from hubextrap.tensors.configuration import quantisation_method, quantisations, without_quantisation
 from hubextrap.tensors.dequantised import GROUP, Fp8Blocks, Mxfp4
@@ -63,10 +64,7 @@ class Dequantising:
     @property
     def notes(self) -> tuple[str, ...]:
         """What is read otherwise than it is stored."""
-        return tuple(
-            f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {said}"
-            for said, names in self._read.items()
-        )
+        return tuple(f"{names[0]}{and_more(len(names))}: {said}" for said, names in self._read.items())
 
     def read(self, source: Source, layout: CheckpointLayout, config: Mapping[str, Any]) -> Read:
         """The checkpoint with its quantised weights as floats, where that is possible, as stored otherwise.

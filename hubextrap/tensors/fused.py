@@ -8,23 +8,21 @@ In row-major order a fused tensor is its experts' one after the other, so each o
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from hubextrap.digests import sha256_of_json
 from hubextrap.foreign_data import shorten
-from hubextrap.tensors.assembled import AssembledSource, Assembly
-from hubextrap.tensors.headers import DTYPES
-from hubextrap.tensors.layout import ShardInfo, TensorInfo, share_tensors
+from hubextrap.notebooks import and_more
+from hubextrap.tensors.assembled import AssembledSource, Assembly, shard_of
+from hubextrap.tensors.layout import TensorInfo, share_tensors
 from hubextrap.tensors.pieces import Pieces, StoredPiece
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from hubextrap.tensors.interfaces import Source
-    from hubextrap.tensors.layout import CheckpointLayout
+    from hubextrap.tensors.layout import CheckpointLayout, ShardInfo
 
 FUSED_FILE = "fused-experts.safetensors"
 """The file, which lies nowhere, of what is put together of single experts."""
@@ -78,7 +76,7 @@ def cut_as_last(layouts: Sequence[CheckpointLayout], sources: Sequence[Source]) 
         if cut.parts:
             read[k] = AssembledSource(sources[k], Assembly((_shard(cut),), layout.index_file, cut.parts))
     share_tensors(found)
-    said = (f"{these[0]}{_more(these)}: {note}" for note, these in notes.items())
+    said = (f"{these[0]}{and_more(len(these))}: {note}" for note, these in notes.items())
     return Recut(found, tuple(read), tuple(said))
 
 
@@ -119,13 +117,7 @@ def _laid_out(layout: CheckpointLayout, cut: _Cut) -> CheckpointLayout:
 
 
 def _shard(cut: _Cut) -> ShardInfo:
-    infos, offset = [], 0
-    for name, parts in cut.parts.items():
-        size = math.prod(parts.shape) * DTYPES[parts.dtype].itemsize
-        infos.append(TensorInfo(name, parts.dtype, parts.shape, FUSED_FILE, offset, size))
-        offset += size
-    described = [[name, parts.to_json()] for name, parts in cut.parts.items()]
-    return ShardInfo(FUSED_FILE, offset, tuple(infos), {"format": "pt"}, sha256_of_json(described))
+    return shard_of(FUSED_FILE, list(cut.parts.items()))
 
 
 def _note(cut: _Cut) -> str:
@@ -139,12 +131,7 @@ def _note(cut: _Cut) -> str:
 
 
 def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
-    return f"{shorten(names[0])}{more}"
-
-
-def _more(names: Sequence[str]) -> str:
-    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{shorten(names[0])}{and_more(len(names))}"
 
 
 def other_forms(tensors: Mapping[str, TensorInfo]) -> set[str]:

@@ -14,6 +14,7 @@ from fnmatch import translate
 from typing import TYPE_CHECKING, NamedTuple
 
 from hubextrap.foreign_data import shorten
+from hubextrap.notebooks import and_more
 from hubextrap.recipe.tensor_names import WILDCARD, Naming
 from hubextrap.tensors.fused import other_forms
 from hubextrap.tensors.layout import share_tensors
@@ -98,7 +99,7 @@ def named_as_last(
     found.append(replace(last, copied=copied) if copied else last)
     share_tensors(found)
     ignored = list(dict.fromkeys(name for names in left_out.values() for name in sorted(names)))
-    said = [f"{_checkpoints(names)}: {note}" for note, names in notes.items()]
+    said = [f"{names[0]}{and_more(len(names))}: {note}" for note, names in notes.items()]
     if bare:
         how = "without the wrappers that its trainer left in the names"
         said.insert(0, f"{last.name}: called {how}: {_arrow(bare)}")
@@ -180,7 +181,7 @@ def _known(
     for whose, called in (
         (
             "but for a wrapper that the trainer left in the names",
-            lambda names: list(map(unwrapped, names)),
+            lambda names: list(map(_unwrapped, names)),
         ),
         ("as transformers renamed the modules of such models", lambda names: list(map(_since_5, names))),
         ("as the installed transformers converts them", lambda names: names_in_transformers(source, names)),
@@ -212,13 +213,13 @@ def _pairs(
     }
 
 
-def unwrapped(name: str) -> str:
+def _unwrapped(name: str) -> str:
     """A tensor's name without what torch.compile, FSDP, DDP and checkpointing put into it."""
     return _WRAPPERS.sub("", name)
 
 
 def _since_5(name: str) -> str:
-    name = unwrapped(name)
+    name = _unwrapped(name)
     for pattern, new in _SINCE_TRANSFORMERS_5:
         name = pattern.sub(new, name)
     return name
@@ -291,12 +292,7 @@ def _note(one: _Renaming) -> str:
 
 def _arrow(names: Mapping[str, str]) -> str:
     old, new = next(iter(names.items()))
-    more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
-    return f"{shorten(old)} → {shorten(new)}{more}"
-
-
-def _checkpoints(names: Sequence[str]) -> str:
-    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+    return f"{shorten(old)} → {shorten(new)}{and_more(len(names))}"
 
 
 def _named(names: Sequence[str]) -> str:

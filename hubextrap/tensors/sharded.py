@@ -17,6 +17,7 @@ from hubextrap.foreign_data import parse_json, shorten
 from hubextrap.tensors.configuration import config_object
 from hubextrap.tensors.headers import ELEMENT_LIMIT, HEADER_LIMIT
 from hubextrap.tensors.pieces import Pieces, StoredPiece, StoredTensor, cover_problem
+from hubextrap.tensors.tied import INPUT_EMBEDDINGS, ends_with
 from hubextrap.tensors.weights import read_shards
 from hubextrap.trajectory.weights import INNER_FOLDERS, SHARDED_FILE
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 _INFO = "DCP_SHARDING_INFO"
 _OFFSETS = "saved_offsets"
 _DIGITS = re.compile(r"\d+")
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 
 
 @dataclass(slots=True)
@@ -170,11 +170,7 @@ def _check_against_config(source: Source, held: Mapping[str, _Held]) -> None:
     Raises:
         CorruptFile: there are fewer. SourceError: config.json could not be read.
     """
-    found = [
-        (name, one)
-        for name, one in held.items()
-        if f".{name}".endswith(tuple(f".{end}" for end in _EMBEDDINGS))
-    ]
+    found = [(name, one) for name, one in held.items() if ends_with(name, INPUT_EMBEDDINGS)]
     if len(found) != 1:
         return
     for place in ("config.json", *(f"{folder}/config.json" for folder in INNER_FOLDERS)):

@@ -41,28 +41,26 @@ class VirtualSource(Source):
         self.name = name
         self.layout = layout
         self._headers, self._beside = dict(headers or {}), dict(beside or {})
+        sizes = {shard.file: shard.size for shard in layout.shards}
+        sizes |= {file: len(data) for file, data in self._beside.items()}
+        self._files = {file: FileInfo(size) for file, size in sizes.items()}
         self._stored = {
             shard.file: tuple(tensor for tensor in shard.tensors if tensor.nbytes) for shard in layout.shards
         }
 
     def files(self) -> Mapping[str, FileInfo]:
-        sizes = {shard.file: shard.size for shard in self.layout.shards}
-        return {
-            file: FileInfo(size)
-            for file, size in (sizes | {file: len(data) for file, data in self._beside.items()}).items()
-        }
+        return self._files
 
     def read(self, file: str, offset: int, buffer: memoryview) -> None:
-        check_range(
-            readable(self.files().get(file), self.name, file).size, offset, len(buffer), self.name, file
-        )
+        size = readable(self._files.get(file), self.name, file).size
+        check_range(size, offset, len(buffer), self.name, file)
         if file in self._beside:
             buffer[:] = self._beside[file][offset : offset + len(buffer)]
             return
         fill_range(self, self._stored[file], offset, buffer, self._headers.get(file, b""))
 
     def read_file(self, file: str, limit: int = SMALL_FILE) -> bytes:
-        content = bytearray(readable(self.files().get(file), self.name, file, limit).size)
+        content = bytearray(readable(self._files.get(file), self.name, file, limit).size)
         self.read(file, 0, memoryview(content))
         return bytes(content)
 

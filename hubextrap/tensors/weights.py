@@ -18,7 +18,7 @@ from hubextrap.tensors.headers import HEADER_LIMIT, header_end, parse_header
 from hubextrap.tensors.layout import CheckpointLayout, ShardInfo, share_tensors
 from hubextrap.trajectory.checkpoint import ADAPTER, Checkpoint
 from hubextrap.trajectory.converting import UNUSUAL
-from hubextrap.trajectory.weights import ADAPTER_CONFIG, ADAPTER_FILE, WHOLE_MODEL, weights_of
+from hubextrap.trajectory.weights import ADAPTER_CONFIG, ADAPTER_FILE, INDEX, SINGLE, WHOLE_MODEL, weights_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from hubextrap.progress import Progress
     from hubextrap.tensors.interfaces import Source
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 HEAD = 100_000
@@ -78,7 +76,7 @@ def read_layouts(sources: Sequence[Source], progress: Progress | None = None) ->
             else CheckpointLayout(
                 source.name,
                 tuple(next(headers) for _ in one.shards),
-                None if one.weight_map is None else INDEX_FILE,
+                None if one.weight_map is None else INDEX,
             )
             for source, one in zip(sources, found, strict=True)
         ]
@@ -143,13 +141,13 @@ class _Parser:
             return source.layout
         files = source.files()
         check_files(files, source.name)
-        if INDEX_FILE not in files:
-            return _Found((SINGLE_FILE,), None)
-        data = source.read_file(INDEX_FILE)
+        if INDEX not in files:
+            return _Found((SINGLE,), None)
+        data = source.read_file(INDEX)
         key = sha256_hex(data)
         with self._lock:
             if key not in self._indices:
-                weight_map = _parse_index(data, f"{source.name}/{INDEX_FILE}")
+                weight_map = _parse_index(data, f"{source.name}/{INDEX}")
                 self._indices[key] = _Found(tuple(sorted(set(weight_map.values()))), weight_map)
             found = self._indices[key]
         _check_shards(source.name, files, found.shards)
@@ -197,13 +195,13 @@ def check_files(files: Collection[str], name: str, kinds: Collection[str] = (WHO
         UnsupportedCheckpoint: it holds weights of another kind or none, and what to do about it.
         CorruptFile: shards without their index.
     """
-    if SINGLE_FILE in files or INDEX_FILE in files:
+    if SINGLE in files or INDEX in files:
         return
     weights = weights_of((file, 0) for file in files)
     if weights is not None and weights.kind == WHOLE_MODEL:
-        what = f"has {weights.files[0]} but no {INDEX_FILE}; download the whole folder again"
+        what = f"has {weights.files[0]} but no {INDEX}; download the whole folder again"
         if len(weights.files) == 1 and _WHOLE_IN_ONE.fullmatch(weights.files[0]):
-            what += f", or rename that file to {SINGLE_FILE}, as it holds the whole model"
+            what += f", or rename that file to {SINGLE}, as it holds the whole model"
         raise CorruptFile(f"{name}: {what}")
     if weights is not None and weights.kind in kinds:
         return
@@ -218,7 +216,7 @@ def check_files(files: Collection[str], name: str, kinds: Collection[str] = (WHO
         raise UnsupportedCheckpoint(f"{name}: {weights.said}; {how}")
     there = ", ".join(sorted(files)[:12]) or "nothing"
     raise UnsupportedCheckpoint(
-        f"{name}: neither {SINGLE_FILE} nor {INDEX_FILE} is there, only: {shorten(there, 500)}; name the "
+        f"{name}: neither {SINGLE} nor {INDEX} is there, only: {shorten(there, 500)}; name the "
         "folder that holds the model"
     )
 
@@ -262,17 +260,17 @@ def _some_of_each(messages: Sequence[str]) -> list[str]:
 
 def _check_shards(name: str, files: Collection[str], shards: Sequence[str]) -> None:
     """The shards that an index names have to be there, and no other model."""
-    if SINGLE_FILE in files and list(shards) != [SINGLE_FILE]:
+    if SINGLE in files and list(shards) != [SINGLE]:
         raise CheckpointError(
-            f"{name}: has both {SINGLE_FILE} and {INDEX_FILE}, which names "
-            f"{shorten(', '.join(shards))}; transformers loads {SINGLE_FILE}, other programs what the index "
+            f"{name}: has both {SINGLE} and {INDEX}, which names "
+            f"{shorten(', '.join(shards))}; transformers loads {SINGLE}, other programs what the index "
             "names. Remove the one that is not the model (of a repo that is not yours, in a local copy), or "
             "leave this checkpoint out"
         )
     missing = [shard for shard in shards if shard not in files]
     if missing:
         raise CorruptFile(
-            f"{name}: {INDEX_FILE} names files that are not there: {shorten(', '.join(missing))}; "
+            f"{name}: {INDEX} names files that are not there: {shorten(', '.join(missing))}; "
             "download the whole folder again"
         )
 
@@ -340,7 +338,7 @@ def _check_tensors(layout: CheckpointLayout, weight_map: Mapping[str, str] | Non
     for name in {**weight_map, **places}:
         listed, found, tensor_name = weight_map.get(name), places.get(name), shorten(repr(name))
         if listed != found:
-            what = f"{found} holds tensor {tensor_name}, which {INDEX_FILE} does not list"
+            what = f"{found} holds tensor {tensor_name}, which {INDEX} does not list"
             if listed:
-                what = f"{INDEX_FILE} puts tensor {tensor_name} into {listed}, which does not hold it"
+                what = f"{INDEX} puts tensor {tensor_name} into {listed}, which does not hold it"
             raise CorruptFile(f"{layout.name}: {what}; download the folder again", tensor=name)

@@ -40,6 +40,7 @@ from hubextrap.trajectory.weights import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
+    from hubextrap.containment import Entry
     from hubextrap.progress import Progress
     from hubextrap.trajectory.checkpoint import Checkpoint, Series, Trajectory
 
@@ -134,12 +135,15 @@ def unfinished(
     in_slices = weights.kind in (SHARDED, FSDP, DCP)
     tensors = [name for name in weights.files if in_slices or name.endswith(".safetensors")]
     config = ADAPTER_CONFIG if weights.kind == ADAPTER else CONFIG
-    if checkpoint.repo is None and not _is_sound(Path(checkpoint.path), (*tensors, INDEX, config)):
-        return None
+    here: Mapping[str, Entry] | None = None  # on the Hub a file is there as a whole, or not at all
+    if checkpoint.repo is None:
+        here = _sound_entries(Path(checkpoint.path), (*tensors, INDEX, config))
+        if here is None:
+            return None
     if empty := next((name for name in tensors if not files[name]), None):
         return f"{empty} is empty"
     if in_slices:
-        return _unfinished_slices(checkpoint, weights.files, files, before())
+        return _unfinished_slices(weights.files, files, before(), here)
     if SINGLE not in files and (missing := _missing_shard(tensors)):
         return f"{missing} is not there, and other shards are"
     if INDEX not in files and any(SHARD.fullmatch(name) for name in tensors):
@@ -148,17 +152,18 @@ def unfinished(
         return f"{INDEX} is empty"
     if not files.get(config) and config in before():
         return f"has no {config}, which the checkpoint before it has"
-    if checkpoint.repo is None:  # on the Hub a file is there as a whole, or not at all
-        return _cut_short(Path(checkpoint.path), tensors)
-    return None
+    return None if here is None else _cut_short(here, tensors)
 
 
 def _unfinished_slices(
-    checkpoint: Checkpoint, names: Sequence[str], files: Collection[str], before: Collection[str]
+    names: Sequence[str], files: Collection[str], before: Collection[str], here: Mapping[str, Entry] | None
 ) -> str | None:
     """The same of weights that lie in slices: a rank's file is missing, or what is written after them.
 
     How many ranks the checkpoint before it had says nothing: a run may go on with more, or with fewer.
+
+    Args:
+        here: where the files lie, on a disk.
     """
     sliced = any(name.endswith(DCP_SUFFIX) for name in names)
     if sliced and not any(name.rpartition("/")[2] == DCP_METADATA for name in names):
@@ -168,11 +173,10 @@ def _unfinished_slices(
     configs = (CONFIG, *(f"{inner}/{CONFIG}" for inner in INNER_FOLDERS))
     if config := next((config for config in configs if config in before and config not in files), None):
         return f"has no {config}, which the checkpoint before it has"
-    if checkpoint.repo is not None:  # on the Hub a file is there as a whole, or not at all
+    if here is None:
         return None
-    folder = Path(checkpoint.path)
-    whole = _cut_short(folder, [name for name in names if name.endswith(".safetensors")])
-    return whole or _cut_zip(folder, [name for name in names if FSDP_FILE.fullmatch(name)])
+    whole = _cut_short(here, [name for name in names if name.endswith(".safetensors")])
+    return whole or _cut_zip(here, [name for name in names if FSDP_FILE.fullmatch(name)])
 
 
 def still_to_come(files: Collection[str], before: Collection[str]) -> str | None:
@@ -210,19 +214,18 @@ def _missing_rank(names: Sequence[str]) -> str | None:
     return None
 
 
-def _is_sound(folder: Path, names: Sequence[str]) -> bool:
-    """Whether what lies there under these names are plain files; who reads them will refuse anything else."""
+def _sound_entries(folder: Path, names: Sequence[str]) -> Mapping[str, Entry] | None:
+    """The files there; None where one of these is no plain file, as who reads it will say."""
     try:
         entries = entries_of_checkpoint(folder)
     except OSError:
-        return False
-    return all(entries[name].problem is None for name in names if name in entries)
+        return None
+    return entries if all(entries[name].problem is None for name in names if name in entries) else None
 
 
-def _cut_short(folder: Path, names: Sequence[str]) -> str | None:
+def _cut_short(entries: Mapping[str, Entry], names: Sequence[str]) -> str | None:
     """The first of these safetensors files that ends before what its header describes."""
     try:
-        entries = entries_of_checkpoint(folder)
         for name in names:
             size = entries[name].size
             with os.fdopen(open_regular(entries[name].path), "rb") as file:
@@ -240,10 +243,9 @@ def _cut_short(folder: Path, names: Sequence[str]) -> str | None:
     return None
 
 
-def _cut_zip(folder: Path, names: Sequence[str]) -> str | None:
+def _cut_zip(entries: Mapping[str, Entry], names: Sequence[str]) -> str | None:
     """The first of these zip files whose end, the directory of what is in it, is not there."""
     try:
-        entries = entries_of_checkpoint(folder)
         for name in names:
             with os.fdopen(open_regular(entries[name].path), "rb") as file:
                 file.seek(max(0, entries[name].size - _ZIP_END_LIMIT))

@@ -13,6 +13,7 @@ from hubextrap.engine.budget import NO_LIMIT, Budget, Buffers
 from hubextrap.engine.defaults import MiB
 from hubextrap.engine.scan_plan import ScanPlan, plan_scan
 from hubextrap.errors import CorruptFile
+from hubextrap.notebooks import and_more
 from hubextrap.scans.scan import EXAMPLES
 from hubextrap.scans.tensor_scan import TensorScan
 from hubextrap.statistics.linearity import BINS
@@ -105,8 +106,7 @@ class ScanWork(Work):
     def labels(self) -> tuple[str, ...]:
         """By the first tensor of each run."""
         runs = [self.run(unit) for unit in range(len(self.starts))]
-        more = [f" and {len(run) - 1} more" if len(run) > 1 else "" for run in runs]
-        first = (f"{run[0].name}{rest}" for run, rest in zip(runs, more, strict=True))
+        first = (f"{run[0].name}{and_more(len(run))}" for run in runs)
         return (*first, *compare_labels(self.compared, self.scan))
 
     @cached_property

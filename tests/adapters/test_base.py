@@ -123,7 +123,10 @@ def test_one_that_is_not_on_the_hub(hub: LocalHub, repo_id: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("named", ["/no/where", "../base", "~/base", "./base"])
-def test_a_folder_that_is_not_there(tmp_path: Path, named: str) -> None:
+def test_a_folder_that_is_not_there(tmp_path: Path, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()  # wherever the tests run, a folder base may lie beside it
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "here"))
     adapter = write_adapter(tmp_path / "step_7", base_model_name_or_path=named)
     with pytest.raises(ReferenceNotFound, match="is not there") as caught:
         base_of(adapter, None)

@@ -35,12 +35,17 @@ def merged(recipe: Path, out: Path, lines: Lines | None = None, **how: object) -
     return contents(out)
 
 
-def on_hub(hub: LocalHub, repo: str, run: Path) -> str:
-    """A run as folders of a repo."""
-    hub.create_repo(repo)
-    files = (path for path in run.rglob("*") if path.is_file())
-    hub.commit(repo, {path.relative_to(run).as_posix(): path for path in sorted(files)})
-    return repo
+@pytest.fixture
+def on_hub(runs: Path, hub: LocalHub, repo_id: str) -> Callable[[str], str]:
+    """Makes folders of a repo of the run in a form."""
+
+    def push(form: str) -> str:
+        hub.create_repo(repo_id)
+        files = (path for path in (runs / form).rglob("*") if path.is_file())
+        hub.commit(repo_id, {path.relative_to(runs / form).as_posix(): path for path in sorted(files)})
+        return repo_id
+
+    return push
 
 
 def figures(scan: Scan) -> list[object]:
@@ -91,16 +96,9 @@ def test_tied_embeddings_are_written_once(form: str, tied_runs: Path, recipe: Re
 
 @pytest.mark.parametrize("form", FORMS[1:])
 def test_ranges_from_the_hub(
-    form: str,
-    runs: Path,
-    expected: dict[str, bytes],
-    recipe: Recipe,
-    hub: LocalHub,
-    repo_id: str,
-    tmp_path: Path,
+    form: str, on_hub: Callable[[str], str], expected: dict[str, bytes], recipe: Recipe, tmp_path: Path
 ) -> None:
-    repo = on_hub(hub, repo_id, runs / form)
-    assert merged(recipe(repo), tmp_path / "out") == expected
+    assert merged(recipe(on_hub(form)), tmp_path / "out") == expected
     stated = json.loads((tmp_path / "out" / "hubextrap.json").read_bytes())
     every = [file for one in stated["inputs"] for file in one["files"]]
     assert all(file["listed"] and not file["compared"] for file in every)
@@ -108,16 +106,9 @@ def test_ranges_from_the_hub(
 
 @pytest.mark.parametrize("form", ["fsdp", "accelerate", "sharded"])
 def test_the_hubs_cache(
-    form: str,
-    runs: Path,
-    expected: dict[str, bytes],
-    recipe: Recipe,
-    hub: LocalHub,
-    repo_id: str,
-    tmp_path: Path,
+    form: str, on_hub: Callable[[str], str], expected: dict[str, bytes], recipe: Recipe, tmp_path: Path
 ) -> None:
-    repo = on_hub(hub, repo_id, runs / form)
-    assert merged(recipe(repo), tmp_path / "out", cache=True) == expected
+    assert merged(recipe(on_hub(form)), tmp_path / "out", cache=True) == expected
 
 
 @pytest.mark.parametrize("form", ["fsdp", "accelerate", "sharded"])
@@ -268,15 +259,14 @@ def test_workers_elsewhere(
     form: str,
     place: str,
     runs: Path,
+    on_hub: Callable[[str], str],
     recipe: Recipe,
-    hub: LocalHub,
-    repo_id: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The plan carries where everything lies: nobody looks for it again."""
     monkeypatch.setattr("hubextrap.api.distributing.executor_named", lambda name: ProcessExecutor())
-    run = runs / form if place == "disk" else on_hub(hub, repo_id, runs / form)
+    run = runs / form if place == "disk" else on_hub(form)
     found = merged(recipe(run, merge_method="two_point"), tmp_path / "out", executor="ray")
     assert found == merged(recipe(runs / "plain", merge_method="two_point"), tmp_path / "plain")
 

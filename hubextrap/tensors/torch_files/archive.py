@@ -74,6 +74,10 @@ class Stretch:
     start: int
     size: int
 
+    def read(self, source: Source, offset: int, length: int) -> bytes:
+        """Bytes of it, counted from its start."""
+        return read_bytes(source, self.file, self.start + offset, length)
+
     def corrupt(self, what: str) -> CorruptFile:
         said = f"{self.where}: {what}: the file is damaged or cut short"
         return CorruptFile(
@@ -89,12 +93,12 @@ def read_archive(source: Source, stretch: Stretch) -> Archive:
         UnsupportedCheckpoint: torch.save wrote it before torch 1.6.
         SourceError: bytes could not be read.
     """
-    tail = read_part(source, stretch, max(0, stretch.size - TAIL), min(TAIL, stretch.size))
+    tail = stretch.read(source, max(0, stretch.size - TAIL), min(TAIL, stretch.size))
     if tail[-_END.size :][:4] != b"PK\x05\x06":
-        _refuse_old(read_part(source, stretch, 0, min(64, stretch.size)), stretch)
+        _refuse_old(stretch.read(source, 0, min(64, stretch.size)), stretch)
     first, _ = directory_place(tail, stretch)
     if first < stretch.size - len(tail):
-        tail = read_part(source, stretch, first, stretch.size - first)
+        tail = stretch.read(source, first, stretch.size - first)
     return parse_archive(tail, stretch)
 
 
@@ -227,8 +231,8 @@ def _refuse_old(head: bytes, stretch: Stretch) -> None:
         raise UnsupportedCheckpoint(f"{stretch.where}: {what}; {remedy}", file=stretch.file)
 
 
-def read_part(source: Source, stretch: Stretch, offset: int, length: int) -> bytes:
-    """Bytes of a zip file, counted from its start."""
+def read_bytes(source: Source, file: str, offset: int, length: int) -> bytes:
+    """A part of a file."""
     data = bytearray(length)
-    source.read(stretch.file, stretch.start + offset, memoryview(data))
+    source.read(file, offset, memoryview(data))
     return bytes(data)

@@ -16,7 +16,7 @@ from hubextrap.errors import CorruptFile, UnsupportedCheckpoint
 from hubextrap.foreign_data import shorten
 from hubextrap.tensors.pieces import Pieces, StoredTensor
 from hubextrap.tensors.ranges import coalesce
-from hubextrap.tensors.torch_files.archive import Stretch, directory_place, parse_archive, read_part
+from hubextrap.tensors.torch_files.archive import Stretch, directory_place, parse_archive, read_bytes
 from hubextrap.tensors.torch_files.arrays import (
     Array,
     are_sizes,
@@ -185,7 +185,7 @@ def _arrays(source: Source, blobs: Sequence[_Blob]) -> list[Array]:
 
     def read(job: tuple[str, int, int, list[tuple[int, int, int]]]) -> None:
         file, start, stop, members = job
-        data = read_part(source, Stretch(file, file, 0, 0), start, stop - start)
+        data = read_bytes(source, file, start, stop - start)
         for first, length, place in members:
             ends[place] = data[first - start : first - start + length]
 
@@ -198,11 +198,11 @@ def _array(source: Source, blob: _Blob, head: bytes, tail: bytes) -> Array:
     stretch = blob.stretch
     first, _ = directory_place(tail, stretch)
     if first < stretch.size - len(tail):
-        tail = read_part(source, stretch, first, stretch.size - first)
+        tail = stretch.read(source, first, stretch.size - first)
     archive = parse_archive(tail, stretch)
     record = archive.record("data.pkl")
     begin = record.offset - stretch.start
     data = head[begin : begin + record.size]
     if len(data) < record.size:
-        data = read_part(source, stretch, begin, record.size)
+        data = stretch.read(source, begin, record.size)
     return array_of(read_pickle(data, stretch.where, stretch.file), archive, blob.tensor)

@@ -16,7 +16,7 @@ import numpy as np
 from hubextrap.errors import CorruptFile, UnsupportedCheckpoint
 from hubextrap.foreign_data import shorten
 from hubextrap.tensors.pieces import Pieces, StoredTensor
-from hubextrap.tensors.torch_files.archive import Archive, Stretch, read_archive, read_part
+from hubextrap.tensors.torch_files.archive import Archive, Stretch, read_archive, read_bytes
 from hubextrap.tensors.torch_files.arrays import (
     Array,
     Runs,
@@ -168,11 +168,6 @@ def _parts(source: Source, archive: Archive, rank: int, state: Any) -> dict[str,
     }
 
 
-def read_bytes(source: Source, file: str, offset: int, size: int) -> bytes:
-    """A part of a file."""
-    return read_part(source, Stretch(file, file, 0, 0), offset, size)
-
-
 def _is_weight(name: Any, value: Any, archive: Archive) -> bool:
     """Whether an entry of a state dict is a tensor; modules' own extra state is none.
 
@@ -191,14 +186,14 @@ def _is_weight(name: Any, value: Any, archive: Archive) -> bool:
 
 def _numbers(source: Source, array: Array, archive: Archive) -> list[int]:
     count = math.prod(array.shape)
-    if array.dtype not in ("I32", "I64") or count > RANKS or whole_strides(array.shape) != array.strides:
+    if array.dtype not in ("I32", "I64") or count > RANKS or _whole_strides(array.shape) != array.strides:
         raise corrupt(archive.where, archive.file, "", "its mesh of ranks is none")
     width = 4 if array.dtype == "I32" else 8
     data = read_bytes(source, array.file, array.offset, count * width)
     return [int(one) for one in np.frombuffer(data, f"<i{width}")]
 
 
-def whole_strides(shape: Sequence[int]) -> tuple[int, ...]:
+def _whole_strides(shape: Sequence[int]) -> tuple[int, ...]:
     """Those of a tensor that lies row by row."""
     return tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
 
