@@ -13,6 +13,7 @@ import yaml
 from executors.processes import ProcessExecutor
 
 from hubextrap import api
+from hubextrap.executors.interface import RETRIES
 from hubextrap.executors.testing_run import TinyRun
 
 pytestmark = pytest.mark.slow
@@ -58,7 +59,8 @@ def test_what_killed_workers_left_is_not_in_the_output(tmp_path: Path, executor:
     ended, killed, rng = threading.Event(), list[int](), random.Random(7)
 
     def kill() -> None:
-        while not ended.wait(rng.uniform(0.1, 0.5)) and len(killed) < 4:
+        # more of them could all meet one unit, which would then be given up
+        while not ended.wait(rng.uniform(0.1, 0.5)) and len(killed) < RETRIES:
             for process in list(executor.running)[:1]:
                 if process.pid is not None:
                     os.kill(process.pid, signal.SIGKILL)

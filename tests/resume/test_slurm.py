@@ -24,8 +24,10 @@ from slurm_clusters import FakeSlurm, RealSlurm
 from hubextrap import api
 from hubextrap.api.staging import remove_leftover
 from hubextrap.executors.slurm import SlurmExecutor
+from hubextrap.executors.submission import Submission
 from hubextrap.localhub import LocalHub
 from hubextrap.recipe import load_recipe
+from hubextrap.work.places import open_place
 
 Contents = Callable[[Path], dict[str, bytes]]
 Cluster = FakeSlurm | RealSlurm
@@ -113,6 +115,17 @@ def _kind(job: str) -> str:
     return "worker" if "_" in job else "last step"
 
 
+def _given_up(place: str) -> bool:
+    """Whether the last step has ended because as many workers in a row were lost as it submits again."""
+    submission = Submission.load(open_place(place))
+    return submission is not None and "times the workers were lost" in _log(place, submission.last)
+
+
+def _log(place: str, job: str | None) -> str:
+    log = Path(place, "logs", f"{job}.out")
+    return log.read_text() if log.exists() else ""
+
+
 def under_fire(cluster: Cluster, seed: int, make: Callable[[int], str], check: Callable[[int], None]) -> None:
     """Submit merges until enough was killed, and see that each ends as if nobody had been."""
     killer, began = Killer(cluster, seed), time.monotonic()
@@ -121,6 +134,9 @@ def under_fire(cluster: Cluster, seed: int, make: Callable[[int], str], check: C
         for number in range(10**6):
             place = make(number)
             cluster.wait(LONGEST)
+            while _given_up(place):  # one worker was killed too often in a row: what anybody is told to do
+                assert make(number) == place
+                cluster.wait(LONGEST)
             if Path(place, "plan.json").exists():  # what anybody does whose last step was killed for good
                 api.finish(place)
             check(number)
