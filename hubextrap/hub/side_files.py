@@ -16,7 +16,7 @@ from hubextrap.containment import shown
 from hubextrap.errors import CorruptFile, SourceError, UnsupportedCheckpoint
 from hubextrap.foreign_text import own_lines
 from hubextrap.hub.left_behind import is_dropped, is_kept_back
-from hubextrap.redaction import holds_secret
+from hubextrap.redaction import HUB_TOKEN, holds_secret
 from hubextrap.tensors.assembled import AssembledSource
 from hubextrap.tensors.configuration import config_object
 from hubextrap.tensors.interfaces import SMALL_FILE, TEMPLATE_FOLDER
@@ -157,7 +157,7 @@ def read_side_files(
     Raises:
         CorruptFile: ``config.json`` is not there or is not a JSON object.
         UnsupportedCheckpoint: ``config.json`` names other weights than those that are written.
-        SourceError: a file could not be read, or is too large to be taken along.
+        SourceError: a file could not be read, is too large to be taken along, or holds a token of the Hub.
     """
     chosen, read = _choose(last, whole_model)
     check_memory(_memory(last, chosen))
@@ -167,6 +167,7 @@ def read_side_files(
             del files[file]
             why = (*chosen.left_out, f"{file} (it seems to hold a token or a password)")
             chosen = SideFiles(tuple(files), tuple(sorted(why)))
+    _refuse_tokens(last.name, files)
     if out_dtype is not None:
         files["config.json"] = with_dtype(files["config.json"], out_dtype)
     return chosen, files
@@ -177,6 +178,24 @@ def _gives_away(content: bytes) -> bool:
     starts = range(0, len(content), _AT_ONCE)
     pieces = (content[start : start + _AT_ONCE + _OVERLAP] for start in starts)
     return any(holds_secret(piece.decode(errors="replace")) for piece in pieces)
+
+
+def _refuse_tokens(where: str, files: Mapping[str, bytes]) -> None:
+    """A model without its tokenizer is none, so a file that is needed is not left out, whatever it holds."""
+    problems = []
+    for file, content in files.items():
+        if b"hf_" not in content and b"api_org_" not in content:  # decoding takes as much memory again
+            continue
+        text = content.decode("latin-1")
+        if (found := HUB_TOKEN.search(text)) is not None:
+            line = text.count("\n", 0, found.start()) + 1
+            problems.append(
+                f"{where}/{shown(file)}: line {line} seems to hold a token of the Hub, which would be part of "
+                "the prediction; take it out in a copy of the last checkpoint, and invalidate it at "
+                "https://huggingface.co/settings/tokens"
+            )
+    if problems:
+        raise SourceError(own_lines(*problems))
 
 
 def _memory(last: Source, chosen: SideFiles) -> int:

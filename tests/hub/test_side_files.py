@@ -121,13 +121,37 @@ TOKEN = "hf_" + "a1B2" * 8
     ],
 )
 def test_what_gives_a_secret_away_stays(folder: Path, text: str, kept: bool) -> None:
-    """A file of a known name is a loader's: there any word may stand."""
+    """A file of a known name is a loader's: there any word may stand, but for a token of the Hub."""
     for name in ("run.yaml", "vocab.txt"):
-        (folder / name).write_text(text)
+        (folder / name).write_text(text.replace(TOKEN, "no token") if name == "vocab.txt" else text)
     chosen, files = read_side_files(LocalSource(folder), None)
     assert "vocab.txt" in files
     assert ("run.yaml" in files) is ("run.yaml" in chosen.taken) is kept
     assert ("run.yaml (it seems to hold a token or a password)" in chosen.left_out) is not kept
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "line"),
+    [
+        ("tokenizer_config.json", '{\n "name_or_path": "me/base",\n "token": "%s"\n}', 3),
+        ("tokenizer_config.json", '{"use_auth_token": "api_org_%s"}', 1),
+        ("config.json", '{"auto_map": {}, "hub_token": "%s"}', 1),
+        ("modeling_x.py", "\nlogin('%s')", 2),
+        ("vocab.txt", "a\nb\n%s", 3),
+        ("LICENSE", "%s", 1),
+        ("chat_template.jinja", "{# %s #}", 1),
+    ],
+)
+def test_no_needed_file_holds_a_token(folder: Path, file: str, text: str, line: int) -> None:
+    """Older tokenizers saved what they were loaded with. Without it the model would be none."""
+    (folder / "config.json").write_text('{"auto_map": {}}')
+    (folder / file).write_text(text % TOKEN.removeprefix("hf_" if "api_org_" in text else ""))
+    with pytest.raises(SourceError) as caught:
+        read_side_files(LocalSource(folder), None)
+    assert f"{file}: line {line} seems to hold a token of the Hub" in str(caught.value)
+    assert TOKEN[3:] not in str(caught.value)
+    (folder / file).write_text(text % "***")  # what the message says to do
+    assert file in side_files(LocalSource(folder), None)
 
 
 def test_the_secret_in_use_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
