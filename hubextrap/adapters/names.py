@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,12 +9,11 @@ from hubextrap.adapters.config import LONGEST_NAME, MERGE_EACH
 from hubextrap.errors import CorruptFile, UnsupportedCheckpoint
 from hubextrap.foreign_data import shorten
 from hubextrap.tensors.combinable import is_adapter_tensor
+from hubextrap.tensors.names import unwrapped
 
 Role = Literal["A", "B", "bias", "whole", "base", "unused"]
 PREFIX = "base_model.model."
 """What peft puts ahead of the base's own names."""
-_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
-"""What torch puts into names where it shards, compiles or checkpoints a module."""
 _FACTORS: dict[str, Role] = {"lora_A": "A", "lora_B": "B", "lora_embedding_A": "A", "lora_embedding_B": "B"}
 _BASE_LAYER, _SAVED, _ORIGINAL = "base_layer", "modules_to_save", "original_module"
 
@@ -48,7 +46,7 @@ def part_of(name: str, where: str) -> Part:
         UnsupportedCheckpoint: it is a part of something else than a LoRA.
         CorruptFile: it is empty, or too long for a name.
     """
-    inner = _WRAPPERS.sub("", name).removeprefix(PREFIX)
+    inner = unwrapped(name).removeprefix(PREFIX)
     if not 0 < len(inner) <= LONGEST_NAME:
         raise CorruptFile(
             f"{where}: tensor {shorten(repr(name))}: names have from 1 to {LONGEST_NAME} characters; "
@@ -82,7 +80,7 @@ def part_of(name: str, where: str) -> Part:
 
 def peft_name(name: str) -> str:
     """The name under which peft finds a tensor of an adapter, in whichever way a trainer wrote it."""
-    words = _WRAPPERS.sub("", name).removeprefix(PREFIX).split(".")
+    words = unwrapped(name).removeprefix(PREFIX).split(".")
     if (found := _factor(words)) is not None:
         place, last = found
         own = words[len(words) - last]

@@ -190,8 +190,8 @@ def _refuse_tokens(where: str, files: Mapping[str, bytes]) -> None:
         if (found := HUB_TOKEN.search(text)) is not None:
             line = text.count("\n", 0, found.start()) + 1
             problems.append(
-                f"{where}/{shown(file)}: line {line} seems to hold a token of the Hub, which would be part of "
-                "the prediction; take it out in a copy of the last checkpoint, and invalidate it at "
+                f"{where}/{shown(file)}: line {line} seems to hold a token of the Hub, which would be part "
+                "of the prediction; take it out in a copy of the last checkpoint, and invalidate it at "
                 "https://huggingface.co/settings/tokens"
             )
     if problems:

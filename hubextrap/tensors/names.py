@@ -181,7 +181,7 @@ def _known(
     for whose, called in (
         (
             "but for a wrapper that the trainer left in the names",
-            lambda names: list(map(_unwrapped, names)),
+            lambda names: list(map(unwrapped, names)),
         ),
         ("as transformers renamed the modules of such models", lambda names: list(map(_since_5, names))),
         ("as the installed transformers converts them", lambda names: names_in_transformers(source, names)),
@@ -213,13 +213,13 @@ def _pairs(
     }
 
 
-def _unwrapped(name: str) -> str:
+def unwrapped(name: str) -> str:
     """A tensor's name without what torch.compile, FSDP, DDP and checkpointing put into it."""
     return _WRAPPERS.sub("", name)
 
 
 def _since_5(name: str) -> str:
-    name = _unwrapped(name)
+    name = unwrapped(name)
     for pattern, new in _SINCE_TRANSFORMERS_5:
         name = pattern.sub(new, name)
     return name

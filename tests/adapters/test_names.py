@@ -10,6 +10,11 @@ from hubextrap.adapters.names import Part, part_of, peft_name
 from hubextrap.errors import UnsupportedCheckpoint
 
 LAYER = "model.layers.0."
+PREFIXES = (
+    *("base_model.model.", "", "base_model.model._orig_mod.", "module.base_model.model."),
+    *("_forward_module.base_model.model.", "module._orig_mod.base_model.model.", "module."),
+)
+"""What peft and trainers put ahead of the base's own names."""
 
 
 @pytest.mark.parametrize(
@@ -32,7 +37,7 @@ LAYER = "model.layers.0."
     ],
 )
 def test_parts(name: str, part: Part) -> None:
-    for prefix in ("base_model.model.", "", "base_model.model._orig_mod."):
+    for prefix in PREFIXES:
         assert part_of(f"{prefix}{LAYER}{name}", "file") == part
 
 
@@ -81,7 +86,7 @@ def test_long_names_take_no_time() -> None:
     ],
 )
 def test_a_prediction_is_named_as_peft_looks_for_it(written: str, found: str) -> None:
-    for prefix in ("base_model.model.", "", "base_model.model._orig_mod."):
+    for prefix in PREFIXES:
         name = f"{prefix}{LAYER}{written}"
         assert peft_name(name) == f"base_model.model.{LAYER}{found}"
         assert part_of(name, "file") == part_of(peft_name(name), "file")
