@@ -231,9 +231,15 @@ def test_the_commands(
         assert early.returncode == 1
         assert "`squeue -j 1,2` shows the jobs that make them" in early.stderr
         assert hubextrap("merge", recipe, "--out", tmp_path / "out").returncode == 1
-        (cluster.state / "held").unlink()
-        waited = hubextrap("finish", said["place"], "--wait")
-        assert waited.returncode == 0, waited.stderr
+        asked = len(cluster.calls("squeue"))
+        command = [sys.executable, "-m", "hubextrap", "finish", said["place"], "--wait"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as waiting:
+            while len(cluster.calls("squeue")) == asked:  # else all may be done before it looks
+                assert waiting.poll() is None
+                time.sleep(0.05)
+            (cluster.state / "held").unlink()
+            _, stderr = waiting.communicate(timeout=120)
+        assert waiting.returncode == 0, stderr
         cluster.wait()
         assert contents(tmp_path / "out") == contents(tmp_path / "local")
     finally:
