@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hubextrap.known_secrets import known_secrets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from hubextrap.known_secrets import Secrets
 
@@ -133,12 +133,19 @@ _HINTS = (
 """One of them stands, in some case, in whatever `_GIVEN_AWAY` finds; looking for them takes little time."""
 
 
+def hub_token_lines(text: str) -> Iterator[int]:
+    """On which lines, from 1, tokens of the Hub stand; a line once for each of them."""
+    if "hf_" in text or "api_org_" in text:
+        for token in HUB_TOKEN.finditer(text):
+            yield text.count("\n", 0, token.start()) + 1
+
+
 def holds_secret(text: str) -> bool:
     """Whether a file's text gives a secret away: a narrower test than `redact`'s, as vocabularies hold any
     word and licences any address."""
-    if ("hf_" in text or "api_org_" in text) and HUB_TOKEN.search(text):
+    if any(hub_token_lines(text)):
         return True
-    folded = text.lower()
+    folded = text.casefold()
     if any(hint in folded for hint in _HINTS) and _GIVEN_AWAY.search(text):
         return True
     return any(written in text for written, _ in known_secrets())

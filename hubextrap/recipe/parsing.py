@@ -27,7 +27,7 @@ from hubextrap.recipe.targets import TARGET_KINDS
 from hubextrap.recipe.tensor_names import Naming
 from hubextrap.recipe.watching import WatchRecipe
 from hubextrap.recipe.yaml_nodes import Document, Place, read_yaml
-from hubextrap.redaction import HUB_TOKEN
+from hubextrap.redaction import hub_token_lines
 
 _SIZE_LIMIT = 1_000_000
 _Any = Recipe | RegroundRecipe | WatchRecipe
@@ -135,14 +135,8 @@ def _parse_any(text: str, name: str) -> _Any:
         raise wrong_argument("text", "the text of a recipe", text)
     document = read_yaml(text)
     found: list[Problem] = [(place, line, problem) for place, line, problem in document.problems]
-    found += [
-        (
-            (),
-            text.count("\n", 0, token.start()) + 1,
-            "contains what looks like a Hub token; remove it, and set HF_TOKEN",
-        )
-        for token in HUB_TOKEN.finditer(text)
-    ]
+    of_token = "contains what looks like a Hub token; remove it, and set HF_TOKEN"
+    found += [((), line, of_token) for line in hub_token_lines(text)]
     recipe = None
     if isinstance(document.data, dict):
         recipe, of_content = _validated(document.data)

@@ -118,12 +118,10 @@ def _kind(job: str) -> str:
 def _given_up(place: str) -> bool:
     """Whether the last step has ended because as many workers in a row were lost as it submits again."""
     submission = Submission.load(open_place(place))
-    return submission is not None and "times the workers were lost" in _log(place, submission.last)
-
-
-def _log(place: str, job: str | None) -> str:
-    log = Path(place, "logs", f"{job}.out")
-    return log.read_text() if log.exists() else ""
+    if submission is None:
+        return False
+    log = Path(place, "logs", f"{submission.last}.out")
+    return log.exists() and "times the workers were lost" in log.read_text()
 
 
 def under_fire(cluster: Cluster, seed: int, make: Callable[[int], str], check: Callable[[int], None]) -> None:
