@@ -143,7 +143,7 @@ def test_what_gives_a_secret_away_stays(folder: Path, text: str, kept: bool) -> 
     ],
 )
 def test_no_needed_file_holds_a_token(folder: Path, file: str, text: str, line: int) -> None:
-    """Older tokenizers saved what they were loaded with. Without it the model would be none."""
+    """Without the file the model would be none."""
     (folder / "config.json").write_text('{"auto_map": {}}')
     (folder / file).write_text(text % TOKEN.removeprefix("hf_" if "api_org_" in text else ""))
     with pytest.raises(SourceError) as caught:
@@ -152,6 +152,16 @@ def test_no_needed_file_holds_a_token(folder: Path, file: str, text: str, line: 
     assert TOKEN[3:] not in str(caught.value)
     (folder / file).write_text(text % "***")  # what the message says to do
     assert file in side_files(LocalSource(folder), None)
+
+
+def test_the_token_that_transformers_saves_with_a_tokenizer(folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    here = Path(__file__).parents[2] / "demo" / "data" / "rlvr-C" / "step_0"
+    loaded = AutoTokenizer.from_pretrained(here, use_auth_token=TOKEN)
+    loaded.save_pretrained(folder)
+    with pytest.raises(SourceError, match=r"tokenizer_config\.json: line \d+ seems to hold a token"):
+        read_side_files(LocalSource(folder), None)
 
 
 def test_the_secret_in_use_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
