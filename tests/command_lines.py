@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 import io
-import os
 import signal
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -43,22 +43,40 @@ class Ended:
     err: str
 
 
-def run_main(*arguments: str, seconds: float | None = None) -> Ended:
-    """`hubextrap` in this process, as its own `main` does; interrupted after so many seconds, if any."""
+def run_main(*arguments: str, seconds: float | None = None, until: str = "") -> Ended:
+    """`hubextrap` in this process, as its own `main` does; interrupted after so many seconds, if any.
+
+    With ``until`` it is not interrupted before its messages hold that.
+    """
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
     handlers = [signal.getsignal(number) for number in numbers]
     own_arguments = sys.argv
     sys.argv = ["hubextrap", *arguments]
-    signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    over = False
+
+    def interrupt(_: int, frame: FrameType | None) -> None:
+        # The command's handler itself is called: a signal could arrive when its own handlers are back.
+        nonlocal over
+        handler = signal.getsignal(signal.SIGINT)
+        if not over and callable(handler) and until.encode() in err.buffer.getvalue():
+            over = True
+            handler(signal.SIGINT, frame)
+
+    signal.signal(signal.SIGALRM, interrupt)
     try:
         if seconds is not None:
-            signal.setitimer(signal.ITIMER_REAL, seconds)
-        with redirect_stdout(out), redirect_stderr(err):
-            run()
-        code: Any = 0
+            signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
+        try:
+            with redirect_stdout(out), redirect_stderr(err):
+                run()
+            code: Any = 0
+        finally:
+            over = True
     except SystemExit as end:
         code = end.code
+    except KeyboardInterrupt:  # while it ended
+        code = 128 + signal.SIGINT
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         sys.argv = own_arguments

@@ -334,12 +334,15 @@ def test_a_signal_ends_a_wait_at_once(tmp_path: Path) -> None:
     def end(number: int, frame: object) -> None:  # as the command's handler of SIGTERM does
         raise SystemExit(128 + number)
 
+    def wait() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        poller.wait()
+
     before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, 0.1)
     began = time.monotonic()
     try:
         with pytest.raises(SystemExit):
-            poller.wait()
+            wait()
     finally:
         signal.signal(signal.SIGALRM, before)
     assert time.monotonic() - began < 5
