@@ -106,6 +106,11 @@ def method_names() -> tuple[str, ...]:
     return tuple(sorted({*_targets, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))}))
 
 
+def is_method(name: str) -> bool:
+    """Whether a recipe may use that name; installed packages are looked through for no known one."""
+    return name in _targets or bool(entry_points(group=ENTRY_POINT_GROUP, name=name))
+
+
 @cache
 def find_method(name: str) -> Method:
     """The method of that name; entry points are looked at only when the name is not registered here.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from hubextrap.methods import method_names, nearest
+from hubextrap.methods.registry import is_method
 from hubextrap.recipe.yaml_nodes import Place
 from hubextrap.step_names import step_in_reference
 
@@ -59,18 +60,18 @@ def for_mergekit(data: dict[str, Any]) -> tuple[Place, str] | None:
     method = data.get("merge_method")
     if not isinstance(method, str) or not method:
         return None
-    ours = method_names()
-    if method in METHODS and method not in ours:
+    ours = is_method(method)
+    if method in METHODS and not ours:
         as_it_is = f": {AS_IT_IS}" if "trajectory" not in data else ""
         alike = METHODS[method] or _as_a_line(data)
         return ("merge_method",), f"{method} is mergekit's own method{as_it_is}. {alike}"
     if "trajectory" in data:
         return None
-    if method not in ours and not nearest(method, list(ours)):
-        hint = nearest(method, list(METHODS)) or f"; hubextrap has {', '.join(ours)}"
+    if not ours and not nearest(method, list(names := method_names())):
+        hint = nearest(method, list(METHODS)) or f"; hubextrap has {', '.join(names)}"
         return ("merge_method",), f"there is no merge method {method}{hint}"
     for key, why in _SHAPES.items():
-        if key in data and method in ours:
+        if key in data and ours:
             return (key,), f"not supported here: {why}; {AS_IT_IS}"
     return None
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hubextrap.errors import MethodError
 from hubextrap.methods import find_method, method_names, parameter_problems, register_method, registry
+from hubextrap.recipe import parse_recipe
 
 PLUGIN = '''
 from __future__ import annotations
@@ -186,7 +187,8 @@ def test_methods_of_other_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     install(tmp_path, "latest_package", "latest = latest_package:latest\ntwo_point = latest_package:latest")
     monkeypatch.syspath_prepend(tmp_path)
     assert "latest" in method_names()
-    find_method("latest")
+    recipe = parse_recipe("{trajectory: {repo: run}, merge_method: latest, parameters: {target_step: 9}}")
+    assert recipe.merge_method == "latest"
     assert parameter_problems("latest", {"pul": 1}) == [("pul", "unknown key; did you mean pull?")]
     assert find_method("two_point").function.__module__ == "hubextrap.methods.lines", (
         "built-in names stay ours"
@@ -212,3 +214,11 @@ def test_built_in_names_load_no_entry_points() -> None:
         "coefficients('two_point', [0, 1], 2)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_recipe_with_a_built_in_method_looks_through_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: str) -> None:
+        pytest.fail("entry points were read")
+
+    monkeypatch.setattr(registry, "entry_points", refuse)
+    parse_recipe("{trajectory: {repo: run}, merge_method: ema, parameters: {target_step: 9}}")
