@@ -11,12 +11,14 @@ import signal
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from runpy import run_path
 from typing import NoReturn
 
 import pytest
+import typer.main
 from harness import Lines
 
 from hubextrap.errors import HubExtrapError
@@ -28,6 +30,9 @@ except HubExtrapError as error:
     raise pytest.UsageError(f"the tests need what hubextrap[dev] brings: {error}") from error
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits it ignored
+
+# a process builds its commands once, and so do the thousands of commands that this one runs
+typer.main.get_command = cache(typer.main.get_command)
 
 _HOME = Path(tempfile.mkdtemp(prefix="hubextrap-tests-"))
 _TOKEN = "hf_" + "testtoken" * 3
