@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -56,14 +57,23 @@ def work_until(place_name: str, units: Sequence[int], dies_at: int | None) -> No
     list(do_units(plan, units, place))
 
 
+def stands_still(pid: int | None) -> bool:
+    """Whether a process has been stopped by a signal."""
+    with suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    return False
+
+
 class ProcessExecutor:
     name = "processes"
     workers = 2
     hang = 4.0
-    """Seconds that a unit of these tests never takes."""
+    """Seconds for which a worker may stand still; how long it takes depends on what else the machine does."""
 
     def __init__(self) -> None:
-        self.running: dict[BaseProcess, tuple[int, float, Connection]] = {}
+        self.running: dict[BaseProcess, tuple[int, Connection]] = {}
+        self.still: dict[BaseProcess, float] = {}
+        """Since when a worker has been seen to stand still."""
 
     def run(self, plan: WorkPlan, place: Place, units: Sequence[int], progress: Progress) -> Iterator[Record]:
         plan.check_units(units)
@@ -80,7 +90,7 @@ class ProcessExecutor:
                     self.watch(mine)
                     for process in [one for one in mine if one.exitcode is not None]:
                         mine.remove(process)
-                        unit, _, said = running.pop(process)
+                        unit, said = running.pop(process)
                         if (record := records.get(unit)) is not None:
                             stage.advance(plan.bytes_of(unit))
                             yield record
@@ -101,12 +111,15 @@ class ProcessExecutor:
         said, says = PROCESSES.Pipe(duplex=False)
         process = PROCESSES.Process(target=work, args=(place.name, unit, says), daemon=True)
         process.start()
-        self.running[process] = unit, time.monotonic(), said
+        self.running[process] = unit, said
         return process
 
     def watch(self, processes: set[BaseProcess]) -> None:
-        """Return when one has ended, or after a moment; kill those that take too long."""
+        """Return when one has ended, or after a moment; kill those that stand still for too long."""
         wait([process.sentinel for process in processes], timeout=0.5)
+        now = time.monotonic()
         for process in processes:
-            if time.monotonic() - self.running[process][1] > self.hang:
+            if not stands_still(process.pid):
+                self.still.pop(process, None)
+            elif now - self.still.setdefault(process, now) > self.hang:
                 process.kill()
