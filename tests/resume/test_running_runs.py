@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import SHARDS, Warm
+from harness import SHARDS, Ended, Warm
 
 import hubextrap
 from hubextrap.api.staging import push_place
@@ -31,11 +33,29 @@ def wait_for(what: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def slow_sources(hub: LocalHub) -> None:
-    """From the sixth shard on, bytes take half a second, once the headers of both checkpoints are read."""
+def stopping() -> Iterator[threading.Event]:
+    """What the Hub waits for: a run is under way until it is stopped, however long the test takes to."""
+    stopping = threading.Event()
+    yield stopping
+    stopping.set()
+
+
+def stop(warm: Warm, pid: int, sign: signal.Signals, stopping: threading.Event) -> Ended:
+    """Send the run a signal, and only then let the Hub go on."""
+    os.kill(pid, sign)
+    stopping.set()
+    return warm.end(pid)
+
+
+@pytest.fixture
+def slow_sources(hub: LocalHub, stopping: threading.Event) -> None:
+    """From the sixth shard on, bytes come once the run is stopped, and take half a second then.
+
+    The headers of both checkpoints come at once.
+    """
     for number in range(6, SHARDS + 1):
         hub.faults.add(Fault(rf"/resolve/.*model-{number:05}", "GET", count=2))
-        hub.faults.add(Fault(rf"/resolve/.*model-{number:05}", "GET", delay=0.5, count=2))
+        hub.faults.add(Fault(rf"/resolve/.*model-{number:05}", "GET", delay=0.5, until=stopping, count=2))
 
 
 @pytest.mark.slow
@@ -49,6 +69,7 @@ def test_one_run_at_a_time_and_signals(
     sign: signal.Signals,
     code: int,
     word: str,
+    stopping: threading.Event,
     warm: Warm,
     run_on_hub: str,
     run_folder: Path,
@@ -65,7 +86,7 @@ def test_one_run_at_a_time_and_signals(
     assert str(refused.value) == (
         f"{out}: another run is writing it (process {pid}); wait for it to end, or stop it"
     )
-    ended = warm.end(pid, after=0.0, sign=sign)
+    ended = stop(warm, pid, sign, stopping)
     assert ended.code == code, ended.output
     if word:
         assert word in ended.output
@@ -86,6 +107,7 @@ def test_one_run_at_a_time_and_signals(
 @pytest.mark.slow
 def test_one_push_at_a_time(
     hub: LocalHub,
+    stopping: threading.Event,
     warm: Warm,
     run_folder: Path,
     recipe_file: Callable[..., Path],
@@ -96,13 +118,13 @@ def test_one_push_at_a_time(
     monkeypatch.setenv("HF_TOKEN", token)
     target = hubextrap.PushTarget.parse(f"{repo_id}@step_20")
     hub.faults.add(Fault(r"^/lfs/", "PUT", count=4))
-    hub.faults.add(Fault(r"^/lfs/", "PUT", delay=0.2, count=4))
+    hub.faults.add(Fault(r"^/lfs/", "PUT", delay=0.2, until=stopping, count=4))
     recipe = recipe_file(run_folder)
     pid = warm.start("merge", recipe, "--push", target.name)
     wait_for(lambda: finished(push_place(target) / "journal-0.jsonl") >= 4)
     with pytest.raises(OutputError, match=rf"another run is writing it .*{pid}"):
         hubextrap.merge(hubextrap.load_recipe(recipe), push=[target])
-    ended = warm.end(pid, after=0.0, sign=signal.SIGTERM)
+    ended = stop(warm, pid, signal.SIGTERM, stopping)
     assert ended.code == 143, ended.output
     assert "finished shards kept; run the same command again to go on" in ended.output
     assert not list((push_place(target) / "scratch").iterdir())
