@@ -137,7 +137,15 @@ class RemoteSource:
 
     def _read_side_by_side(self, file: str, parts: Sequence[Part]) -> None:
         """Fill the parts of one read, whose ``stop`` they share; the first error ends it."""
-        futures = [_pool.submit(self._read_part, file, part) for part in parts]
+
+        def fill(part: Part) -> None:
+            try:
+                self._read_part(file, part)
+            except BaseException:
+                part.stop.set()  # or this thread begins another part before the one that waits wakes up
+                raise
+
+        futures = [_pool.submit(fill, part) for part in parts]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:
