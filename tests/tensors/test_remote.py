@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub.constants
@@ -126,10 +127,15 @@ def test_the_token_goes_to_the_hub_and_nowhere_else(cdn_hub: LocalHub, repo_id: 
     assert "hubextrap/" in at_cdn[0].headers["User-Agent"]
 
 
-def test_an_expired_address_is_resolved_again(cdn_hub: LocalHub, stored: Source, data: bytes) -> None:
+def test_an_expired_address_is_resolved_again(
+    cdn_hub: LocalHub, stored: Source, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the hub's clock, which is put on: no address expires before it is used."""
+    now = time.time()
+    monkeypatch.setattr("hubextrap.localhub.signing.time", SimpleNamespace(time=lambda: now))
     cdn_hub.cdn_expiry = 1.0
     assert read(stored, WEIGHTS, 0, 1000) == data[:1000]
-    time.sleep(1.05)
+    now += 1.05
     assert read(stored, WEIGHTS, 1000, 1000) == data[1000:2000]
     assert requests(cdn_hub, "/resolve/") == ["HEAD", "HEAD"]
     assert [request.status for request in cdn_hub.requests if CDN in request.path] == [206, 403, 206]
@@ -336,13 +342,20 @@ def test_closing_ends_reads_under_way(
     monkeypatch.setattr(remote, "PART", part)
     stored.files()
     cdn_hub.faults.add(Fault(CDN, status=503, headers={"Retry-After": "60"}, count=100))
-    timer = threading.Timer(0.3, stored.close)
-    timer.start()
+
+    def close() -> None:
+        while not requests(cdn_hub, CDN):  # a read that has not begun would be told something else
+            time.sleep(0.01)
+        time.sleep(0.3)
+        stored.close()
+
+    closing = threading.Thread(target=close)
+    closing.start()
     start = time.monotonic()
     with pytest.raises(SourceError, match="the source was closed while it was read"):
         read(stored, WEIGHTS, 0, 1000)
     assert time.monotonic() - start < 5
-    timer.join()
+    closing.join()
 
 
 @pytest.mark.parametrize("path", ["..", "../x.model", "/etc/passwd", "a/../../x", "."])
