@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -299,10 +300,14 @@ def test_of_two_pushes_of_different_models_one_is_told(
     hub: LocalHub, prediction: Path, models: Callable[..., Path], repo_id: str
 ) -> None:
     hub.create_repo(repo_id)
-    hub.faults.add(Fault(COMMIT, "POST", delay=0.3, count=2))  # both have looked before either commits
+    both_looked = threading.Event()  # before either commits
+    hub.faults.add(Fault(COMMIT, "POST", until=both_looked, count=2))
     target = PushTarget.parse(f"{repo_id}@step_400")
     with ThreadPoolExecutor(2) as pool:
         pushes = [pool.submit(push_folder, folder, target) for folder in (prediction, models(1))]
+        while hub.faults.pending() and not any(push.done() for push in pushes):
+            time.sleep(0.01)
+        both_looked.set()
         errors = [push.exception() for push in pushes]
     assert sorted(type(error).__name__ for error in errors) == ["NoneType", "PushError"]
     refused = next(str(error) for error in errors if error)
