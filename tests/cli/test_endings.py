@@ -77,13 +77,37 @@ def test_a_signal_that_an_import_turns_into_another_error() -> None:
     assert ended(program) == (130, "interrupted\n")
 
 
+LISTENING = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from hubextrap.cli.main import SIGNALS, main
+listen = SIGNALS.listen
+def told():
+    listen()
+    SIGNALS.listen = listen
+    os.write({telling}, b"x")
+SIGNALS.listen = told
+sys.argv = ["hubextrap", "plan", "recipe.yaml"]
+main()
+"""
+"""Tells when signals are listened to."""
+
+
 @pytest.mark.slow
 def test_an_interrupt_at_any_moment(ground: Ground) -> None:
-    """From when the interpreter has started: before that, nothing of ours runs."""
-    for milliseconds in range(60, 900, 40):
+    """From when signals are listened to: before that, Python itself ends the process, in its own words."""
+    for milliseconds in range(0, 840, 40):
+        listening, telling = os.pipe()
         process = subprocess.Popen(
-            [*COMMAND, "plan", "recipe.yaml"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [sys.executable, "-c", LISTENING.format(telling=telling)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            pass_fds=[telling],
         )
+        os.close(telling)
+        assert os.read(listening, 1)
+        os.close(listening)
         time.sleep(milliseconds / 1000)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=60)
