@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from runpy import run_path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -101,9 +103,29 @@ def test_medians_have_their_spread(measure: dict[str, Any]) -> None:
     assert measure["spread"]([None]) == ""
 
 
-def test_a_process_is_measured(measure: dict[str, Any]) -> None:
-    busy = "import time; b = bytearray(200_000_000)\nwhile time.process_time() < .3: pass\n"
-    found = measure["run"]([sys.executable, "-c", busy + "print('{\"own\": 5}')"])
+def test_a_process_is_measured(
+    measure: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends once what it takes has been looked at, however late that is."""
+    full, seen = tmp_path / "full", tmp_path / "seen"
+    was_full = False
+
+    def look_again(seconds: float) -> None:
+        nonlocal was_full
+        if was_full:
+            seen.touch()
+        was_full = full.exists()
+        time.sleep(seconds)
+
+    monkeypatch.setitem(
+        measure["run"].__globals__, "time", SimpleNamespace(**vars(time) | {"sleep": look_again})
+    )
+    busy = (
+        "import pathlib, sys, time; b = bytearray(200_000_000); pathlib.Path(sys.argv[1]).touch()\n"
+        "while time.process_time() < .3: pass\n"
+        "while not pathlib.Path(sys.argv[2]).exists(): time.sleep(.01)\n"
+    )
+    found = measure["run"]([sys.executable, "-c", busy + "print('{\"own\": 5}')", full, seen])
     assert 0.3 <= found.processors < 2
     assert found.seconds >= found.processors
     assert 200e6 < found.peak < 400e6
