@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -398,6 +399,7 @@ def test_the_first_error_ends_it(workers: int) -> None:
         begun.append(number)
         if number == 5:
             raise SourceError("that is it")
+        time.sleep(0.001)  # a thread that is held up before it raises is not overtaken by all of them
 
     with pytest.raises(SourceError, match="that is it"):
         for_each(workers, work, range(10**5))
