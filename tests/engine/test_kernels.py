@@ -296,6 +296,7 @@ def test_large_finite_values_are_no_false_alarm() -> None:
         assert count_non_finite(raw(tensor), NAMES[tensor.dtype]) == 0
 
 
+@settings(deadline=None)
 @given(st.integers(0, 40), st.integers(0, 9), st.integers(0, 9), st.integers(-1, 39))
 def test_same_bytes_at_any_offset(count: int, one: int, other: int, change: int) -> None:
     memory = np.arange(64, dtype=np.uint8)

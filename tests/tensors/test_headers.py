@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import safetensors
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
@@ -131,6 +131,7 @@ TENSORS = st.dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(TENSORS, st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=9), NAMES, max_size=3))
 def test_what_is_built_is_what_is_read_here_and_by_the_library(
     tensors: dict[str, tuple[str, list[int]]], metadata: dict[str, str]

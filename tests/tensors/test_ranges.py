@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hubextrap.tensors.ranges import Span, coalesce
@@ -37,6 +37,7 @@ def test_nothing() -> None:
     assert coalesce([], max_gap=1, max_size=1) == []
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 300), st.integers(0, 50)), max_size=30),
     st.integers(0, 40),

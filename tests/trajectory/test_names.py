@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hubextrap.errors import TrajectoryError
@@ -193,6 +193,7 @@ def test_a_pattern_needs_one_step(pattern: str) -> None:
 COUNTERS = st.sampled_from(["step_", "step-", "step", "global_step_", "checkpoint-", "iter_", "update_"])
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**9), COUNTERS, st.integers(3, 12), st.sampled_from(["", "new_", "run/", "7B-"]))
 def test_the_pattern_of_a_name_reads_the_name_back(step: int, word: str, width: int, prefix: str) -> None:
     name = f"{prefix}{word}{step:0{width}}"
@@ -204,6 +205,7 @@ def test_the_pattern_of_a_name_reads_the_name_back(step: int, word: str, width: 
     assert again.step == step
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_any_text_is_a_name(name: str) -> None:
     found = read_step(name)
