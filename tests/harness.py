@@ -118,6 +118,40 @@ class Warm:
         return self._process.stdout.readline().strip()
 
 
+_HELD = """
+import time
+from hubextrap.cli.main import main
+from {module} import {owner}
+
+real, calls = {owner}.{method}, 0
+
+def held(*given, **named):
+    global calls
+    calls += 1
+    if calls == {call}:
+        time.sleep(600)
+    return real(*given, **named)
+
+{owner}.{method} = held
+main()
+"""
+
+
+def held(method: str, call: int) -> list[str]:
+    """The beginning of a `hubextrap` command line, of a process that stays at one call of a method.
+
+    Whoever sends it a signal once something is there comes before its end, however long that takes.
+
+    Args:
+        method: with its module and class, as in ``package.module:Class.method``.
+        call: from 1 on.
+    """
+    module, _, name = method.partition(":")
+    owner, _, function = name.partition(".")
+    text = _HELD.format(module=module, owner=owner, method=function, call=call)
+    return [sys.executable, "-c", text]
+
+
 def source_files(scratch: Path) -> list[str]:
     """The files of these sources: what git tracks; in an unpacked sdist, what .gitignore does not name.
 

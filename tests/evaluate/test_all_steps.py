@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from command_lines import Ended, run_main
-from harness import Lines
+from harness import Lines, held
 
 import hubextrap
 from hubextrap.errors import EvaluationError, OutputError
@@ -284,10 +284,11 @@ def test_what_cannot_end_well_is_refused_beforehand(
 @pytest.mark.slow
 def test_an_interrupted_command_goes_on(run: Path, problems: list[str], tmp_path: Path) -> None:
     """As a whole process, stopped by Ctrl-C once a figure is kept."""
-    command = [sys.executable, "-m", "hubextrap", "eval", "run", "--all-steps", *problems]
+    arguments = ["eval", "run", "--all-steps", *problems]
+    stopped = [*held("hubextrap.evaluation:Harness.measure", 5), *arguments]
     environment = os.environ | {"HF_HOME": str(tmp_path / "home")}
     reset = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=reset)
+    process = subprocess.Popen(stopped, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=reset)
     scores = tmp_path / "home" / "hubextrap" / "scores"
     until = time.monotonic() + 120
     while time.monotonic() < until and not list(scores.glob("*.json")):
@@ -298,6 +299,7 @@ def test_an_interrupted_command_goes_on(run: Path, problems: list[str], tmp_path
     assert "Traceback" not in said
     kept = len(list(scores.glob("*.json")))
     assert 0 < kept < 5
+    command = [sys.executable, "-m", "hubextrap", *arguments]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 0, ended
     assert f"{kept} of 5 checkpoints were measured before" in ended.stderr

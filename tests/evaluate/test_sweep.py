@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from harness import held
 from typer.testing import CliRunner
 
 from hubextrap.api import MergeOptions, merge, scan, sweep
@@ -174,8 +175,9 @@ def test_a_sweep_that_was_killed_ends_as_if_it_had_not_been(
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(recipe_for(trajectory).to_yaml())
-    command = [sys.executable, "-m", "hubextrap", "sweep", str(recipe), "--horizons", "0.25,0.5,1", "-q"]
-    killed = subprocess.Popen([*command, "--out", str(tmp_path / "killed")], stdout=subprocess.DEVNULL)
+    arguments = ["sweep", str(recipe), "--horizons", "0.25,0.5,1", "-q", "--out"]
+    stopped = held("hubextrap.api.answering:LastAnswers.logprob_under", 1) + arguments
+    killed = subprocess.Popen([*stopped, str(tmp_path / "killed")], stdout=subprocess.DEVNULL)
     measured = tmp_path / "killed" / "measured"
     while killed.poll() is None and len(list(measured.glob("*.json"))) < 2:
         time.sleep(0.01)
@@ -184,7 +186,8 @@ def test_a_sweep_that_was_killed_ends_as_if_it_had_not_been(
     before = {path.name: path.stat().st_mtime_ns for path in measured.glob("*.json")}
     assert 2 <= len(before) < 4, "killed too early or too late to show anything"
     for folder in ("killed", "whole"):
-        subprocess.run([*command, "--out", str(tmp_path / folder)], check=True, stdout=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "hubextrap", *arguments, str(tmp_path / folder)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     assert {name: (measured / name).stat().st_mtime_ns for name in before} == before
     results = [(tmp_path / folder / "sweep.json").read_bytes() for folder in ("killed", "whole")]
     assert results[0] == results[1]

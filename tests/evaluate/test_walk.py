@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from harness import Lines, weights_read
+from harness import Lines, held, weights_read
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
@@ -372,12 +372,15 @@ def test_a_walk_that_was_killed_ends_as_if_it_had_not_been(
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(recipe_for(600, "calibrated").to_yaml())
-    command = [sys.executable, "-m", "hubextrap", "walk", str(recipe), "--prompts", str(prompts), "-q"]
-    subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, stdout=subprocess.DEVNULL)
+    arguments = ["walk", str(recipe), "--prompts", str(prompts), "-q", "--out"]
+    command = [sys.executable, "-m", "hubextrap", *arguments]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, stdout=subprocess.DEVNULL)
     measured = tmp_path / ".out.walk" / "measured"
+    before: dict[str, int] = {}
     wanted = 1
     for _ in range(6):
-        killed = subprocess.Popen([*command, "--out", str(tmp_path / "out")], stdout=subprocess.DEVNULL)
+        stays = held("hubextrap.api.answering:LastAnswers.logprob_under", wanted - len(before) + 2)
+        killed = subprocess.Popen([*stays, *arguments, str(tmp_path / "out")], stdout=subprocess.DEVNULL)
         while killed.poll() is None and len(list(measured.glob("*.json"))) < wanted:
             time.sleep(0.01)
         killed.kill()
@@ -388,7 +391,7 @@ def test_a_walk_that_was_killed_ends_as_if_it_had_not_been(
         wanted = len(before) + 2
     assert wanted > 3, "it was never killed between two measurements"
     if not (tmp_path / "out").exists():
-        subprocess.run([*command, "--out", str(tmp_path / "out")], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*command, str(tmp_path / "out")], check=True, stdout=subprocess.DEVNULL)
     for name in ("model.safetensors", "walk.json", "hubextrap.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
