@@ -5,6 +5,7 @@ huggingface_hub and torch read these variables when they are imported, so they a
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -103,6 +104,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "filterwarnings", "ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning"
     )
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # modules stay: no collection looks through them again
 
 
 def pytest_unconfigure() -> None:
