@@ -33,13 +33,11 @@ SHA = "[0-9a-f]{40}"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _libraries_are_no_garbage() -> Iterator[None]:
+def _libraries_are_no_garbage() -> None:
     """Garbage is collected after each measurement, and most of its time goes into looking at libraries."""
     import_module("hubextrap.evaluation.model")
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -13,13 +12,11 @@ TASKS = Path(__file__).parents[2] / "demo" / "tasks"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _libraries_are_no_garbage() -> Iterator[None]:
+def _libraries_are_no_garbage() -> None:
     """Garbage is collected after each measurement, and most of its time goes into looking at libraries."""
     import_module("hubextrap.evaluation.model")
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

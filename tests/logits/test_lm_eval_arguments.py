@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -30,12 +30,10 @@ def plugin() -> Any:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _libraries_are_no_garbage(plugin: Any) -> Iterator[None]:
+def _libraries_are_no_garbage(plugin: Any) -> None:
     """lm-eval collects garbage around each batch size that it tries, and looks at all of the libraries."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
