@@ -286,13 +286,16 @@ def send(pid: int, sign: signal.Signals) -> None:
         os.kill(pid, sign)
 
 
+def state_of(pid: int) -> str:
+    """The letter of a process's state (Linux): T for one that a signal stopped; "" for none."""
+    with contextlib.suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return ""
+
+
 def is_alive(pid: int) -> bool:
     """Whether a process is there and no zombie."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return False
-    return state not in ("Z", "X")
+    return state_of(pid) not in ("", "Z", "X")
 
 
 def records_of(plan: WorkPlan, place: Place) -> Records:

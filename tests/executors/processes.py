@@ -9,7 +9,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from hubextrap.errors import HubExtrapError
 from hubextrap.executors.interface import RETRIES
+from hubextrap.executors.testing_run import state_of
 from hubextrap.progress import Progress
 from hubextrap.work.doing import do_units, may_pass
 from hubextrap.work.places import Place, open_place
@@ -55,13 +55,6 @@ def work_until(place_name: str, units: Sequence[int], dies_at: int | None) -> No
 
     sys.addaudithook(count)
     list(do_units(plan, units, place))
-
-
-def stands_still(pid: int | None) -> bool:
-    """Whether a process has been stopped by a signal."""
-    with suppress(OSError, IndexError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-    return False
 
 
 class ProcessExecutor:
@@ -119,7 +112,7 @@ class ProcessExecutor:
         wait([process.sentinel for process in processes], timeout=0.5)
         now = time.monotonic()
         for process in processes:
-            if not stands_still(process.pid):
+            if process.pid is None or state_of(process.pid) != "T":
                 self.still.pop(process, None)
             elif now - self.still.setdefault(process, now) > self.hang:
                 process.kill()

@@ -31,6 +31,7 @@ from hubextrap.errors import (
     ReferenceNotFound,
     UnsupportedCheckpoint,
 )
+from hubextrap.executors.testing_run import is_alive
 from hubextrap.recipe import load_reground_recipe
 
 Setting = Any
@@ -343,12 +344,9 @@ def pid_in(setting: Setting) -> int:
 def is_gone(pid: int, within: float) -> bool:
     deadline = time.monotonic() + within
     while time.monotonic() < deadline:
-        stat = Path(f"/proc/{pid}/stat")
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if stat.read_text().rpartition(")")[2].split()[0] != "Z":
-                time.sleep(0.02)
-                continue
-        return True
+        if not is_alive(pid):
+            return True
+        time.sleep(0.02)
     return False
 
 
